@@ -1,0 +1,103 @@
+"""How does a command line fail?  In one line that says what to type, with exit code 2; `--debug` shows where.
+
+Shared by every program at the top of the tree.
+"""
+
+import argparse
+import difflib
+import sys
+import warnings
+
+from config import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line with the nearest valid flag, and flags are never abbreviated."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        raise UserError(f"{message}; {self.prog} --help lists everything")
+
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+            near = difflib.get_close_matches(word, self.flags(), n=1, cutoff=0.4)
+            self.error(f"unknown argument {word}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return found
+
+    def flags(self):
+        """Every flag of this parser and its subcommands."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [f for p in action.choices.values() for f in p._option_string_actions]
+        return flags
+
+
+def whole(low, high=None, name="a whole number"):
+    """An argparse type: a whole number in low..high."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < low or (high is not None and value > high):
+            limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name} {limits}")
+        return value
+
+    return parse
+
+
+def number(low=0.0, name="a number"):
+    """An argparse type: a finite number of at least `low`."""
+
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name} of at least {low:g}")
+        return value
+
+    return parse
+
+
+def run(main, argv=None):
+    """Call main(argv); what goes wrong becomes one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        return main([a for a in argv if a != "--debug"]) or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away; nothing is wrong
+        return 0
+    except (UserError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        expected = isinstance(error, (UserError, OSError, MemoryError)) or _out_of_memory(error)
+        if "--debug" in argv or not expected:
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _out_of_memory(error):
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()
+
+
+def _one_line(error):
+    if isinstance(error, MemoryError) or _out_of_memory(error):
+        return (
+            "out of memory; use a smaller batch (--train.batch_size in training, --batch-size in generating) "
+            "or --model.grad_checkpoint true"
+        )
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

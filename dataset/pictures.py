@@ -1,0 +1,51 @@
+"""How do tensors become files that one can look at?  PNG, grids, strips and GIFs from uint8 images (N, C, H, W)."""
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.utils import make_grid
+
+
+def upscale(images, k):
+    """Each pixel becomes a k x k block: nothing is invented, it is only larger to look at."""
+    return images.repeat_interleave(k, dim=-2).repeat_interleave(k, dim=-1)
+
+
+def readable_scale(size, pixels=64):
+    """A whole factor that brings the short side to about `pixels`: thumbnails of 32 pixels are too small to judge."""
+    return max(1, round(pixels / min(size)))
+
+
+def grid(images, columns=None, padding=2):
+    """(N, C, H, W) uint8 -> one (C, H', W') uint8 picture, row by row, as square as N allows, on white."""
+    columns = columns or max(1, round((len(images) * images.shape[-2] / images.shape[-1]) ** 0.5))
+    return make_grid(images, nrow=columns, padding=padding, pad_value=255)
+
+
+def strip(stages, padding=2):
+    """Stages of one walk side by side, one row an image: list of (N, C, H, W) -> (C, H', W')."""
+    rows = torch.stack(stages, dim=1)  # (N, stages, C, H, W)
+    return grid(rows.flatten(0, 1), columns=len(stages), padding=padding)
+
+
+def to_pil(image):
+    """(C, H, W) uint8 with 1, 3 or 4 channels -> PIL image.  A grid of grey images has 3 channels already."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def save_png(path, image):
+    """Write one (C, H, W) uint8 image."""
+    to_pil(image).save(path, format="PNG")
+
+
+def save_gif(path, frames, milliseconds=80, hold=1500):
+    """Write (C, H, W) uint8 frames as a GIF that loops for ever and holds its last frame."""
+    pictures = [to_pil(f[:3]).convert("RGB") for f in frames]
+    times = [milliseconds] * (len(pictures) - 1) + [hold]
+    pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
+
+
+def pad_to(image, height, width):
+    """(C, H, W) padded with white at the bottom and the right."""
+    return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=255)

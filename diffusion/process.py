@@ -1,0 +1,172 @@
+"""What exactly is added to a picture, what does the network have to say about it, and how is that scored?
+
+The forward process (noising) has a closed form; the network learns to undo it by predicting either the noise, the
+picture, or a mixture called v: three names for one answer, related by two lines of algebra.  Papers: Ho et al. 2020
+("DDPM"), Salimans & Ho 2022 (v), Ho & Salimans 2022 ("CFG", guidance), Hang et al. 2023 ("Min-SNR").
+Read next: samplers.py, which walks back from noise to a picture.
+
+Letters: B batch, C channels, H height, W width.  ab is ᾱ; t = 1..T, and t = 0 is the data.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffusion.schedule import cosine, linear
+
+Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0_hat, eps_hat): all that a sampler sees
+PREDICTIONS = ("eps", "x0", "v")
+
+
+def column(value, x):
+    """A coefficient in x's dtype: 0-dim stays so, (B,) becomes (B, 1, 1, 1), so that it multiplies the batch x."""
+    return value.to(x.dtype) if value.ndim == 0 else value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def at(table, t, x):
+    """table[t] as a `column` for x; t is an int or (B,)."""
+    return column(table[t], x)
+
+
+def q_posterior(schedule, x_0, x_t, t, s):
+    """Mean and variance of q(x_s | x_t, x_0), s < t: where x came from, if we knew where it started.
+
+    Bayes' rule on two Gaussians, so the mean is a precision-weighted average of x_0 and x_t.  α_t and β_t are formed
+    from the pair (ᾱ_t, ᾱ_s), so one formula serves neighbouring levels and any jump between levels.
+    x_0, x_t: (B, C, H, W); t, s: ints, or (B,).  Returns a mean like x_t and a variance that multiplies it.
+    """
+    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]  # ᾱ_t, ᾱ_s (ᾱ_0 = 1), still in float64
+    alpha = ab_t / ab_s  # α_t when s = t - 1
+    beta = 1 - alpha  # β_t when s = t - 1         iDDPM Eq. (19)
+    # q(x_{t-1} | x_t, x_0) = N(μ̃_t, β̃_t I)                                                       DDPM Eq. (6)
+    # μ̃_t = √ᾱ_{t-1} β_t / (1-ᾱ_t) · x_0  +  √α_t (1-ᾱ_{t-1}) / (1-ᾱ_t) · x_t                     DDPM Eq. (7)
+    of_x_0 = ab_s.sqrt() * beta / (1 - ab_t)
+    of_x_t = alpha.sqrt() * (1 - ab_s) / (1 - ab_t)
+    # β̃_t = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t                                                           DDPM Eq. (7)
+    variance = (1 - ab_s) / (1 - ab_t) * beta
+    return column(of_x_0, x_t) * x_0 + column(of_x_t, x_t) * x_t, column(variance, x_t)
+
+
+class GaussianDiffusion:
+    """The forward process on a schedule, the three predictions, the loss, and the bridge from network to sampler.
+
+    prediction: what the network outputs, "eps" | "x0" | "v".
+    min_snr_gamma: γ of Min-SNR weighting, or None for weight 1 at every timestep.
+    """
+
+    def __init__(self, schedule, prediction="eps", min_snr_gamma=None):
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {prediction!r}")
+        self.schedule, self.prediction, self.min_snr_gamma = schedule, prediction, min_snr_gamma
+        ab = schedule.alpha_bar
+        self.signal, self.noise = ab.sqrt(), (1 - ab).sqrt()  # √ᾱ_t and √(1-ᾱ_t): x_t = signal x_0 + noise ε
+        self.weight = self._weights()
+
+    @classmethod
+    def from_config(cls, config):
+        """The process that a config.Diffusion describes."""
+        if config.schedule == "linear":
+            schedule = linear(config.T, config.beta_start, config.beta_end)
+        else:
+            schedule = cosine(config.T)
+        return cls(schedule, config.prediction, config.min_snr_gamma)
+
+    def to(self, device):
+        """Move the tables to `device`, so that the training step never waits for a copy.  Returns self."""
+        self.signal, self.noise, self.weight = (z.to(device) for z in (self.signal, self.noise, self.weight))
+        return self
+
+    @property
+    def T(self):
+        return self.schedule.T
+
+    # ------------------------------------------------------------------ forward: data -> noise
+
+    def q_sample(self, x_0, t, eps):
+        """A draw from q(x_t | x_0), t forward steps in one jump.  x_0, eps: (B, C, H, W); t: (B,)."""
+        # x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε                                                              DDPM Eq. (4)
+        return at(self.signal, t, x_0) * x_0 + at(self.noise, t, x_0) * eps
+
+    # ------------------------------------------------------------------ three ways to say the same thing
+
+    def target(self, x_0, eps, t):
+        """What the network should output for x_t = q_sample(x_0, t, eps)."""
+        if self.prediction == "eps":
+            return eps
+        if self.prediction == "x0":
+            return x_0
+        # v = √ᾱ_t ε - √(1-ᾱ_t) x_0                                              Salimans & Ho 2022, App. D
+        return at(self.signal, t, x_0) * eps - at(self.noise, t, x_0) * x_0
+
+    def to_x0_eps(self, prediction, x_t, t):
+        """The network's output as (x0_hat, eps_hat), which satisfy x_t = √ᾱ_t x0_hat + √(1-ᾱ_t) eps_hat."""
+        a, b = at(self.signal, t, x_t), at(self.noise, t, x_t)  # a² + b² = 1
+        if self.prediction == "eps":
+            # x̂_0 = (x_t - √(1-ᾱ_t) ε̂) / √ᾱ_t                                                  DDPM Eq. (15)
+            return (x_t - b * prediction) / a, prediction
+        if self.prediction == "x0":
+            return prediction, (x_t - a * prediction) / b
+        # x̂_0 = √ᾱ_t x_t - √(1-ᾱ_t) v̂,  ε̂ = √(1-ᾱ_t) x_t + √ᾱ_t v̂                    Salimans & Ho 2022, App. D
+        return a * x_t - b * prediction, b * x_t + a * prediction
+
+    # ------------------------------------------------------------------ training
+
+    def _weights(self):
+        """(T+1,) weight of the squared error at each t."""
+        ab = self.schedule.alpha_bar
+        if self.min_snr_gamma is None:
+            return torch.ones_like(ab)
+        # ‖x_0 - x̂_0‖² min(SNR, γ), written for the error that the network makes:             Min-SNR (Hang et al. 2023)
+        # ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²,  ‖v - v̂‖² = (SNR + 1) ‖x_0 - x̂_0‖²
+        snr = self.schedule.snr
+        per_error = {"eps": snr, "x0": torch.ones_like(ab), "v": snr + 1}[self.prediction]
+        weight = snr.clamp(max=self.min_snr_gamma) / per_error
+        weight[0] = 0.0  # no noise, nothing to learn
+        return weight
+
+    def loss(self, model, x_0, y=None, *, t=None, eps=None):
+        """L_simple of each image: (B,).  Draws t uniform in 1..T and eps ~ N(0, I) where they are not given.
+
+        model: (x_t, t, y) -> prediction.  x_0: (B, C, H, W) in [-1, 1].  y: (B,) labels or None.
+        """
+        # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                              DDPM Eq. (14), Alg. 1
+        t = torch.randint(1, self.T + 1, (len(x_0),), device=x_0.device) if t is None else t
+        eps = torch.randn_like(x_0) if eps is None else eps
+        error = self.target(x_0, eps, t) - model(self.q_sample(x_0, t, eps), t, y)
+        weight = self.weight[t].to(device=x_0.device, dtype=x_0.dtype)  # 1 unless min-SNR is on
+        return weight * error.square().flatten(1).mean(dim=1)
+
+    # ------------------------------------------------------------------ sampling
+
+    def denoiser(self, model, y=None, *, guidance=1.0, clip=True) -> Denoise:
+        """What the samplers call: (x_t, t) -> (x0_hat, eps_hat), with guidance and clipping inside.
+
+        y: (B,) labels, or None for the null class.  guidance: 1 = the conditional prediction, 0 = the unconditional.
+        clip: keep x0_hat in [-1, 1], where the data is.
+        """
+
+        def predict(x_t, t):
+            t = torch.full((len(x_t),), t, device=x_t.device, dtype=torch.long)
+            if y is None or guidance == 0:
+                return model(x_t, t, None)
+            if guidance == 1:
+                return model(x_t, t, y)
+            null = getattr(model, "null_class", None)
+            if null is None:
+                conditional, unconditional = model(x_t, t, y), model(x_t, t, None)
+            else:  # both halves in one evaluation
+                both = torch.cat([y, torch.full_like(y, null)])
+                conditional, unconditional = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            # ε̃ = ε_u + s (ε_c - ε_u), s = w + 1; x̂_0 and v̂ are affine in ε̂, so it holds for them too     CFG Eq. (6)
+            return unconditional + guidance * (conditional - unconditional)
+
+        def denoise(x_t, t):
+            x0, eps = self.to_x0_eps(predict(x_t, t), x_t, t)
+            if clip:
+                x0 = x0.clamp(-1, 1)
+                # ε must follow, or x_t = √ᾱ_t x̂_0 + √(1-ᾱ_t) ε̂ no longer holds and the sampler drifts
+                eps = (x_t - at(self.signal, t, x_t) * x0) / at(self.noise, t, x_t)
+            return x0, eps
+
+        return denoise

@@ -1,0 +1,75 @@
+"""How fast does a picture turn into noise?
+
+A schedule says how much noise each of the T forward steps adds (β_t) and how much of the picture's energy is left
+after t of them (ᾱ_t).  Ho et al. 2020 ("DDPM") use a line; Nichol & Dhariwal 2021 ("iDDPM") a cosine, which destroys
+the picture more evenly.  Read next: process.py, which uses ᾱ_t and nothing else.
+
+Indices are the papers': t = 1..T are the noisy levels and t = 0 is the data, so every table has T + 1 entries.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Two tables of shape (T+1,), float64: near t = 0, float32 would lose the first digits of 1 - ᾱ_t.
+
+    betas[t] = β_t, the variance that step t adds; betas[0] = 0.
+    alpha_bar[t] = ᾱ_t, the share of the data's variance left at level t; alpha_bar[0] = 1.
+    """
+
+    betas: torch.Tensor
+    alpha_bar: torch.Tensor
+
+    def __post_init__(self):
+        left = self.alpha_bar[-1].sqrt().item()
+        if left > 0.05:  # sampling starts from pure noise, so training must end there too
+            warnings.warn(
+                f"the schedule keeps {left:.1%} of the signal at t = T = {self.T}, but sampling starts from none: "
+                "use more steps, a larger beta_end, or the cosine schedule",
+                stacklevel=3,
+            )
+
+    @property
+    def T(self):
+        """Number of noisy levels."""
+        return len(self.alpha_bar) - 1
+
+    @property
+    def snr(self):
+        """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), (T+1,): infinite at t = 0, falling to nearly 0 at T."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
+
+def from_betas(betas):
+    """Schedule from β_1..β_T, a float64 tensor (T,) with values in (0, 1)."""
+    betas = torch.cat([torch.zeros(1, dtype=torch.float64), betas])
+    # ᾱ_t = Π_{s≤t} α_s,  α_s = 1 - β_s                                                         DDPM Eq. (4)
+    return Schedule(betas, torch.cumprod(1 - betas, dim=0))
+
+
+def linear(T=1000, beta_start=1e-4, beta_end=0.02):
+    """β_t on a straight line from beta_start to beta_end, both reached (DDPM, Sec. 4).
+
+    The values are taken as they are: nothing is rescaled when T is not 1000.
+    """
+    return from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
+
+
+def cosine(T=1000, s=0.008, max_beta=0.999):
+    """ᾱ_t along a squared cosine (iDDPM).
+
+    s keeps β_1 from vanishing; max_beta keeps the last steps, where the cosine reaches 0, from dividing by 0.
+    """
+    u = torch.arange(T + 1, dtype=torch.float64) / T
+    # ᾱ_t = f(t) / f(0),  f(t) = cos²((t/T + s) / (1 + s) · π/2)                              iDDPM Eq. (17)
+    f = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+    # β_t = 1 - ᾱ_t / ᾱ_{t-1}, at most max_beta; ᾱ_t is then built up again from these β_t
+    return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine}

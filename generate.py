@@ -1,0 +1,212 @@
+"""Make pictures from a checkpoint:  python generate.py ddpm|ddim [--ckpt last|best|PATH] [-n 16] [--gif] [--strip]
+
+The checkpoint holds the config, so no data and no flags of the architecture are needed.  Picture i depends only on
+(seed, i).  Read next: diffusion/samplers.py.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import cli
+import processes
+from config import PRESETS, UserError, nearest
+from dataset import pictures
+from dataset.pixels import to_uint8
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise, spaced
+from models import checkpoint
+from models.unet import UNet
+
+SHIPPED = Path(__file__).resolve().parent / "assets" / "textiles.pth"
+STAGES = 8  # columns of --strip
+FRAMES = 40  # of --gif, at most
+WORK = 16  # pictures in one batch by default
+SHOWN = 16  # pictures in the GIF, at most
+
+
+def parser():
+    """The command line: one subcommand a sampler."""
+    p = cli.Parser(prog="generate.py", description=__doc__.split("\n")[0])
+    commands = p.add_subparsers(dest="sampler", metavar="|".join(SAMPLERS), required=True, parser_class=cli.Parser)
+    for name, sampler in SAMPLERS.items():
+        s = commands.add_parser(name, prog=f"generate.py {name}", help=sampler.__doc__.split("\n")[0])
+        s.add_argument("--ckpt", metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)")
+        s.add_argument("--preset", metavar="NAME", help="take last or best of this preset's run in ckpt/")
+        s.add_argument("-n", type=cli.whole(1), default=16, help="how many pictures (default 16)")
+        s.add_argument("--batch-size", type=cli.whole(1), default=WORK, metavar="B", help=f"at once (default {WORK})")
+        s.add_argument("--steps", type=cli.whole(1), metavar="N", help="network evaluations, 1..T")
+        s.add_argument("--seed", type=cli.whole(0), default=0, help="picture i depends on (seed, i) only")
+        s.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged weights, or the trained ones")
+        s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
+        s.add_argument("--guidance", type=cli.number(), metavar="S", help="1 = conditional, 0 = unconditional")
+        s.add_argument("--no-clip", action="store_true", help="do not keep x0-hat in [-1, 1]")
+        s.add_argument("--gif", action="store_true", help="animate the denoising")
+        s.add_argument("--strip", action="store_true", help="equally spaced stages, with x0-hat below")
+        s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
+        s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
+        s.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
+        s.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+        s.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name == "ddim":
+            s.add_argument("--eta", type=cli.number(), default=0.0, help="0 = no fresh noise, 1 = as much as ddpm")
+        if name == "ddpm":
+            s.add_argument("--variance", choices=("small", "large"), default="small", help="posterior variance or beta")
+    return p
+
+
+def find_checkpoint(args):
+    """The path that --ckpt and --preset name; without either the newest run, or else the checkpoint shipped with us."""
+    if args.preset is not None and args.preset not in PRESETS:
+        raise UserError(f"--preset {args.preset}: unknown{nearest(args.preset, PRESETS)}")
+    if args.ckpt not in (None, "last", "best"):
+        path = Path(args.ckpt)
+        return path / "best.pth" if path.is_dir() and (path / "best.pth").exists() else path
+    name = f"{args.ckpt or 'best'}.pth"
+    runs = [Path("ckpt") / args.preset / name] if args.preset else list(Path("ckpt").glob(f"*/{name}"))
+    runs = [r for r in runs if r.exists()]
+    if runs:
+        return max(runs, key=lambda r: r.stat().st_mtime)
+    if args.preset or args.ckpt:
+        where = f"ckpt/{args.preset}" if args.preset else "ckpt/"
+        raise UserError(f"there is no {name} in {where} yet: run python main.py, or leave --ckpt and --preset out")
+    print(f"no run in ckpt/ yet: using the checkpoint shipped with this program, {os.path.relpath(SHIPPED)}")
+    return SHIPPED
+
+
+def load_model(path, device, weights="ema"):
+    """(model, config, state) of a checkpoint, ready to sample."""
+    config, state = checkpoint.load(path)
+    model = UNet(config.model, config.data.channels, config.data.size)
+    checkpoint.load_weights(model, state["ema" if weights == "ema" else "model"], path)
+    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model, config, state
+
+
+def find_label(text, classes, num_classes):
+    """The label that --label names: a number, None for the null class, or "each" for all in turn."""
+    if not num_classes:
+        if text not in (None, "none"):
+            raise UserError(f"--label {text}: the model has no classes; leave it out")
+        return None
+    if text is None:
+        return "each"
+    if text == "none":
+        return None
+    if text in classes:
+        return classes.index(text)
+    if text.isdigit() and int(text) < num_classes:
+        return int(text)
+    names = ", ".join(f"{i} {c}" for i, c in enumerate(classes))
+    raise UserError(f"--label {text}: unknown{nearest(text, classes)}; there are 0 to {num_classes - 1}: {names}")
+
+
+def main(argv):
+    """Run the program with these arguments; returns the exit code."""
+    args = parser().parse_args(argv)
+    path = find_checkpoint(args)
+    group = processes.start(args.device)
+    device = group.device
+    model, config, state = load_model(path, device, args.weights)
+    diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+    schedule, T, classes = diffusion.schedule, diffusion.T, model.null_class
+
+    steps = args.steps or (T if args.sampler == "ddpm" else min(config.sample.steps, T))
+    if steps > T:
+        raise UserError(f"--steps {steps}: this checkpoint has T = {T}, so 1 to {T}")
+    timesteps = spaced(T, steps)
+    label = find_label(args.label, state.get("classes", []), classes)
+    if args.guidance is not None and not classes:
+        raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
+    guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
+    options = {"variance": args.variance} if args.sampler == "ddpm" else {"eta": args.eta}
+    if args.sampler == "ddim":
+        try:
+            check_eta(schedule, adjacent(schedule, timesteps), args.eta)
+        except ValueError as error:
+            raise UserError(f"--eta {args.eta:g}: {error}") from None
+
+    out = Path(args.out or Path("out") / args.sampler)
+    prepare(out)
+    print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
+    print(f"{args.sampler}, {steps} steps, {device}, {args.precision}")
+    shown = min(args.n, args.batch_size, SHOWN)
+    frames = evenly(0, steps, FRAMES) if args.gif else []
+    columns = evenly(1, steps, STAGES) if args.strip else []
+    wanted, kept, results = {*frames, *columns}, {}, []  # kept: {stage: (x, x0-hat)} of the first pictures
+    # Every batch is full: the last is padded with the numbers that would come next.  So the bytes do not depend on n.
+    batches = range(0, args.n, args.batch_size)
+    with tqdm(total=len(batches) * steps, unit="step", disable=None, dynamic_ncols=True) as bar, torch.no_grad():
+        for start in batches:
+            numbers = range(start, start + args.batch_size)
+            noise = image_noise(args.seed, numbers)
+            x = noise(torch.empty(len(numbers), config.data.channels, *config.data.size, device=device))
+            y = None
+            if label is not None:
+                y = torch.tensor([i % classes if label == "each" else label for i in numbers], device=device)
+            denoise = diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip)
+            if start == 0:
+                kept[0] = (to_uint8(x[:shown]).cpu(), None)
+            walk = SAMPLERS[args.sampler](denoise, schedule, x, timesteps=timesteps, noise_like=noise, **options)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16"):
+                for i, step in enumerate(walk, 1):
+                    if start == 0 and i in wanted:
+                        kept[i] = (to_uint8(step.x[:shown]).cpu(), to_uint8(step.x0[:shown]).cpu())
+                    bar.update(1)
+            if not torch.isfinite(step.x).all():
+                raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
+            results.append(to_uint8(step.x[: args.n - start]).cpu())
+
+    settings = {
+        "checkpoint": str(path), "step": state["step"], "weights": args.weights, "sampler": args.sampler,
+        "steps": steps, **options, "n": args.n, "seed": args.seed, "label": args.label, "guidance": guidance,
+        "batch_size": args.batch_size, "clip": not args.no_clip, "upscale": args.upscale,
+        "device": str(device), "precision": args.precision, "torch": torch.__version__,
+    }  # fmt: skip
+    write(out, torch.cat(results), [kept[i] for i in frames], [kept[i] for i in columns], args.upscale, settings)
+    return 0
+
+
+def evenly(first, last, count):
+    """At most `count` whole numbers spread evenly over first..last, both included."""
+    count = min(count, last - first + 1)
+    return [first + round(i * (last - first) / max(1, count - 1)) for i in range(count)]
+
+
+def prepare(out):
+    """Create the folder and remove the pictures that an earlier call left, so that it holds exactly n."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "settings.json").exists():  # only ever clear what this program made
+            for old in [*out.glob("[0-9]*.png"), *(out / f for f in ("grid.png", "denoising.gif", "strip.png"))]:
+                old.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
+
+
+def write(out, images, frames, columns, k, settings):
+    """Write n PNGs, the grid, the GIF of the frames, the strip of the columns (if any), and the settings."""
+
+    def put(name, save, content):
+        with checkpoint.replacing(out / name) as temp:
+            save(temp, content)
+
+    for i, image in enumerate(pictures.upscale(images, k)):
+        put(f"{i:05d}.png", pictures.save_png, image)
+    put("grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:400], k)))
+    if frames:
+        put("denoising.gif", pictures.save_gif, [pictures.grid(pictures.upscale(x, k)) for x, _ in frames])
+    if columns:
+        x, x0 = (torch.stack([stage[which][:4] for stage in columns], 1) for which in (0, 1))  # (4, columns, C, H, W)
+        rows = torch.stack([x, x0], 1).flatten(0, 2)  # for each picture: its stages, and x0-hat below
+        put("strip.png", pictures.save_png, pictures.grid(pictures.upscale(rows, k), columns=len(columns)))
+    put("settings.json", lambda temp, text: temp.write_text(text), json.dumps(settings, indent=2) + "\n")
+    print(f"{len(images):,} pictures and grid.png in {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,211 @@
+"""Train a diffusion model:  python main.py [--preset NAME] [--data PATH] [--train.lr 2e-4 ...]
+
+Parses the command line, builds the run, hands over to trainer.py.  Every field of config.py is a flag by its dotted
+name.  Read next: trainer.py.
+"""
+
+import contextlib
+import sys
+import tempfile
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import cli
+import processes
+from config import ABOUT, PRESETS, UserError, check, field_types, nearest, override, parse_value, to_dict
+from dataset import pictures, sources
+from models import checkpoint
+
+PICTURES = 64  # in the grid of --verify
+
+
+def parser():
+    """The command line."""
+    p = cli.Parser(prog="main.py", description=__doc__.split("\n")[0], epilog=_fields())
+    p.add_argument("--preset", default="textiles", metavar="NAME", help="what to train (default textiles)")
+    p.add_argument("--list-presets", action="store_true", help="say what each preset is, and stop")
+    p.add_argument("--data", metavar="PATH", help="folder or zip of images; short for --data.source")
+    p.add_argument("--out", metavar="DIR", help="run folder (default ckpt/PRESET)")
+    p.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
+    p.add_argument("--dry-run", action="store_true", help="two steps of everything in a temporary folder, and stop")
+    p.add_argument("--verify", action="store_true", help="check the data, show a grid of it, and stop")
+    p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
+    p.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    p.add_argument("--compile", action="store_true", help="torch.compile the network: minutes at first, then faster")
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name in field_types():
+        p.add_argument(f"--{name}", metavar="VALUE", help=cli.argparse.SUPPRESS)
+    return p
+
+
+def _fields():
+    """The fields of the config and their defaults, for --help."""
+    lines = ["fields of the config, with the values of the default preset:"]
+    for section, values in to_dict(PRESETS["textiles"]).items():
+        if isinstance(values, dict):
+            text = ", ".join(f"--{section}.{k} {_shown(v)}" for k, v in values.items())
+            lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _shown(value):
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value).lower()
+
+
+def chosen(args):
+    """{"train.lr": 2e-4, ...}: the fields that the command line sets."""
+    values = {n: parse_value(n, text) for n in field_types() if (text := getattr(args, n)) is not None}
+    if args.data is not None:
+        values["data.source"] = args.data
+    return values
+
+
+def configure(args):
+    """(config, state): the run that the command line asks for; state is what --resume found, or None."""
+    if args.preset not in PRESETS:
+        raise UserError(f"--preset {args.preset}: unknown{nearest(args.preset, PRESETS)}; --list-presets shows all")
+    values, state = chosen(args), None
+    folder = Path(args.out or Path("ckpt") / args.preset)
+    last = folder / "last.pth"
+    if args.resume:
+        if not last.exists():
+            raise UserError(f"nothing to resume: there is no {last}; start without --resume")
+        config, state = checkpoint.load(last)
+        fixed = [n for n in values if n.split(".")[0] in ("model", "diffusion") and values[n] != field_of(config, n)]
+        if fixed:
+            raise UserError(f"--{fixed[0]} cannot change on the way: leave it out, or start a new run with --out DIR")
+    else:
+        if last.exists() and not args.dry_run and not args.verify:
+            raise UserError(f"{folder} holds a run: go on with it by --resume, or choose another folder with --out DIR")
+        config = PRESETS[args.preset]
+    return override(config, values), state, folder
+
+
+def field_of(config, name):
+    """The value of the field with this dotted name."""
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def fit_classes(config, images, explicit):
+    """`config` with as many classes as the data has, if the preset wants any and the user did not say how many."""
+    wanted, found = config.model.num_classes, len(images.classes)
+    if wanted and wanted != found:
+        if explicit:
+            has = f"{found} classes" if found else "no class subfolders"
+            raise UserError(f"--model.num_classes {wanted}: the data has {has}; use {found}, or leave it out")
+        config = override(config, {"model.num_classes": found, **({} if found else {"sample.guidance": 1.0})})
+    return config
+
+
+def shrink(config):
+    """`config` cut down to two steps and a handful of pictures, for --dry-run."""
+    train = replace(config.train, steps=2, epochs=0, eval_every=1, val_images=8)
+    sample = replace(config.sample, steps=min(2, config.diffusion.T), n=2)
+    return replace(config, train=train, sample=sample)
+
+
+def verify(config, images, train, val):
+    """Print what the data is, write a grid of it, and say what was damaged."""
+    for reason in images.skipped:
+        print(f"skipped   {reason}")
+    for label, name in enumerate(images.classes):
+        print(f"class     {label:>3}  {name}: {(images.labels == label).sum():,} images")
+    path = Path(f"verify-{config.name}.png")
+    import torch
+
+    some = torch.from_numpy(images.pixels[train[:: max(1, len(train) // PICTURES)][:PICTURES]].copy())
+    with checkpoint.replacing(path) as temp:
+        pictures.save_png(temp, pictures.grid(pictures.upscale(some, pictures.readable_scale(config.data.size))))
+    print(f"grid      {path}")
+
+
+def list_presets():
+    """Print every preset, its size, its data and what the run takes."""
+    for name, config in PRESETS.items():
+        t = config.train
+        budget = f"{t.steps:,} steps" if t.steps else f"{t.epochs:,} epochs"
+        print(f"{name}\n    {_shown(config.data.size)} pixels, {budget} of {t.batch_size * t.accumulate} images")
+        print(textwrap.indent(textwrap.fill(ABOUT[name], 100), "    "))
+
+
+def main(argv):
+    """Run the program with these arguments; returns the exit code."""
+    args = parser().parse_args(argv)
+    if args.list_presets:
+        return list_presets()
+    config, state, folder = configure(args)
+    config = check(config)
+    group = processes.start(args.device)
+    try:
+        return train_run(args, config, state, folder, group)
+    finally:
+        processes.stop()
+
+
+def train_run(args, config, state, folder, group):
+    """Load the data, build the trainer, train."""
+    from trainer import Trainer, locked, peak_memory  # late: --help and --list-presets need no torch
+
+    say = print if group.main else lambda *_: None
+    d = config.data
+    images = sources.load(d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
+    config = check(fit_classes(config, images, explicit=getattr(args, "model.num_classes") is not None))
+    train, val = sources.split(images, d.val_fraction, d.seed)
+    shape = "x".join(str(n) for n in (*d.size, d.channels))
+    say(f"data      {images.name}: {images.summary()}; {shape}, {len(train):,} to train, {len(val):,} to validate")
+    if args.verify:
+        return verify(config, images, train, val) if group.main else None
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.dry_run:
+            config, folder = shrink(config), Path(scratch)
+        say(f"run       {folder}")
+        with locked(folder) if group.main else contextlib.nullcontext():
+            trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile)
+            parameters = sum(p.numel() for p in trainer.model.parameters())
+            say(f"network   U-Net, {parameters:,} parameters, {config.model.num_classes or 'no'} classes")
+            compiled = "compiled" if args.compile else "not compiled"
+            say(f"device    {group.device}, {trainer.precision}, {compiled}, {group.world} process(es)")
+            t = config.train
+            epochs = trainer.steps * t.batch_size * t.accumulate / len(train)
+            say(f"budget    {trainer.steps:,} steps of {t.batch_size * t.accumulate} images = {epochs:,.1f} epochs")
+            if state is not None:
+                trainer.resume(state)
+                say(f"resumed   at step {trainer.step:,}")
+                if trainer.step >= trainer.steps:
+                    raise UserError(f"{folder} is finished ({trainer.steps:,} steps); more with --train.steps N")
+            if group.main:
+                trainer.open_folder()
+            group.wait()
+            try:
+                trainer.fit()
+            except KeyboardInterrupt:
+                say(f"\nstopped at step {trainer.step:,}; go on with: python main.py {_again(args)} --resume")
+                return 130
+            if args.dry_run and group.main:
+                dry_sample(folder)
+    say(f"memory    {peak_memory(group.device):.1f} GiB at most")
+    if args.dry_run:
+        say("dry run   trained, validated, saved, loaded and sampled; nothing was kept")
+    else:
+        say(f"run       {folder}: last.pth, best.pth, metrics.csv, loss.png, samples/")
+        say(f"more      python generate.py ddim --ckpt {folder}/best.pth")
+    return 0
+
+
+def dry_sample(folder):
+    """What generate.py would do with the checkpoint of the dry run."""
+    import generate
+
+    generate.main(["ddim", "--ckpt", str(folder / "last.pth"), "-n", "1", "--steps", "2", "--out", str(folder / "out")])
+
+
+def _again(args):
+    """The flags that --resume needs to find the run."""
+    return f"--preset {args.preset}" + (f" --out {args.out}" if args.out else "")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,100 @@
+"""How is a night of training kept safe?
+
+A checkpoint is data, never code: it is read with `weights_only=True`, so a hostile file cannot run anything.  It is
+written beside its final place, flushed to the disk and then renamed, so at every moment the old file or the new one is
+whole.  It holds the whole config, so it can be used without knowing how it was made.
+"""
+
+import os
+import pickle
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from config import UserError, check, from_dict, to_dict
+
+VERSION = 1
+KEYS = ("config", "model", "ema", "step")  # what every checkpoint has
+
+
+@contextmanager
+def replacing(path):
+    """`with replacing(path) as temp:` write to temp; it becomes `path` at the end, or vanishes if anything fails."""
+    path = Path(path)
+    try:
+        handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield Path(temp)
+        with open(temp, "rb+") as file:
+            os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
+        os.chmod(temp, 0o644)
+        os.replace(temp, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from error
+    finally:
+        Path(temp).unlink(missing_ok=True)
+
+
+def plain(state_dict):
+    """`state_dict` without the prefixes that DistributedDataParallel and torch.compile put before each name."""
+    return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in state_dict.items()}
+
+
+def save(path, config, *, model, ema, step, **more):
+    """Write a checkpoint: the config, two state dicts, the step count, and whatever resuming needs (`more`)."""
+    state = {"version": VERSION, "config": to_dict(config), "model": plain(model), "ema": plain(ema), "step": step}
+    with replacing(path) as temp:
+        torch.save({**state, **more}, temp)
+
+
+def load(path, device="cpu"):
+    """(config, state) of a checkpoint.  Raises UserError, naming the file, for anything that is not one."""
+    path = Path(path)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, not a checkpoint; give the .pth file in it") from None
+    except PermissionError:
+        raise UserError(f"{path}: not readable (permission denied)") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: not a checkpoint of this program (or it would run code); not loaded") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = "empty file" if path.exists() and not path.stat().st_size else "damaged or cut short"
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+    except Exception as error:  # torch's unpickler meets arbitrary bytes and may fail in any way
+        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict) or "version" not in state:
+        raise UserError(f"{path}: not a checkpoint of this program (it has no version)")
+    if state["version"] != VERSION:
+        raise UserError(f"{path}: checkpoint version {state['version']}, this program reads {VERSION}; use a newer one")
+    for key in KEYS:
+        if key not in state:
+            raise UserError(f"{path}: not a whole checkpoint (it has no {key!r})")
+    try:
+        return check(from_dict(state["config"])), state
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load_weights(model, state_dict, path):
+    """Copy `state_dict` into `model`; UserError names the first tensor missing, left over or of another shape."""
+    wanted, given = model.state_dict(), plain(state_dict) if isinstance(state_dict, dict) else {}
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise UserError(f"{path}: its weights do not fit its config: {name} is missing")
+        shape = tuple(getattr(given[name], "shape", ()))
+        if shape != tuple(tensor.shape):
+            raise UserError(f"{path}: its weights do not fit its config: {name} is {shape}, not {tuple(tensor.shape)}")
+    for name in given:
+        if name not in wanted:
+            raise UserError(f"{path}: its weights do not fit its config: {name} is left over")
+    model.load_state_dict(given)

@@ -1,0 +1,45 @@
+"""Why sample from weights that were never trained?
+
+Each optimiser step is noisy; an exponential moving average of the weights (Polyak & Juditsky 1992) is far less so, and
+its samples are visibly better.  Samples, validation and best.pth use it.  Read next: ../trainer.py.
+"""
+
+import copy
+
+import torch
+
+WARMUPS = {
+    "ratio": lambda n: (1 + n) / (10 + n),  # forgets the random start at once, so that early samples are not noise
+    "power": lambda n: 1 - (1 + n) ** -0.75,  # averages over a constant share of the training so far
+    "none": lambda n: 1.0,
+}
+
+
+class EMA:
+    """A shadow copy of `model`, in `.model`, that follows it at `decay` (0 = is the model, towards 1 = slower).
+
+    warmup: what caps the decay after n updates, a key of WARMUPS.
+    """
+
+    def __init__(self, model, decay=0.9999, warmup="ratio"):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.max_decay, self.cap = decay, WARMUPS[warmup]
+        self.updates = 0
+
+    def decay(self):
+        """The decay of the next update."""
+        return min(self.max_decay, self.cap(self.updates))
+
+    @torch.no_grad()
+    def update(self, model, skip=None):
+        """shadow ← decay · shadow + (1 - decay) · model, after each optimiser step.
+
+        skip: 0-dim bool tensor; where it is true the shadow stays as it is, without asking the device.
+        """
+        weight = 1.0 - self.decay()
+        weight = weight if skip is None else weight * (1.0 - skip.float())
+        shadow = list(self.model.parameters())
+        torch._foreach_lerp_(shadow, list(model.parameters()), weight)
+        for mine, theirs in zip(self.model.buffers(), model.buffers()):
+            mine.copy_(theirs)
+        self.updates += 1

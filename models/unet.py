@@ -1,0 +1,120 @@
+"""Given a noisy picture and its noise level, what was added?  The U-Net that answers.
+
+The encoder halves the resolution level by level and remembers every feature map; the decoder climbs back and is
+handed those maps one by one, last first.  So the deep layers decide what the picture is about and the skips keep
+where everything was.  The layout is that of DDPM (Ho et al. 2020, App. B); `UNet()` is exactly their CIFAR-10
+network.  Read next: ../diffusion/process.py, which says what the output means.
+
+Letters: B batch, C image channels, H height, W width, D channels of the time embedding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from config import Model
+from models.attention import Attention
+from models.blocks import Downsample, ResBlock, Upsample, group_norm, zero_init
+from models.embedding import TimeEmbedding
+
+
+class Block(nn.Module):
+    """A ResBlock, followed by attention where this resolution has it."""
+
+    def __init__(self, in_channels, out_channels, emb_dim, config, resolution):
+        super().__init__()
+        self.res = ResBlock(in_channels, out_channels, emb_dim, config.dropout)
+        full = resolution in config.attention_resolutions
+        linear = resolution in config.linear_attention_resolutions
+        self.attn = Attention(out_channels, config.heads, linear) if full or linear else nn.Identity()
+        self.grad_checkpoint = config.grad_checkpoint
+
+    def _forward(self, x, emb):
+        return self.attn(self.res(x, emb))
+
+    def forward(self, x, emb):
+        if self.grad_checkpoint and self.training:  # keep only x; compute the rest again in the backward pass
+            return checkpoint(self._forward, x, emb, use_reentrant=False)
+        return self._forward(x, emb)
+
+
+class UNet(nn.Module):
+    """Image-to-image network conditioned on a timestep and, if config.num_classes > 0, on a class label.
+
+    config: the sizes (config.Model).  image_channels: C.  size: (H, W) that it is built for; it decides only at which
+    levels attention sits.  Any other H, W that are multiples of config.size_multiple(...) run as well.
+    """
+
+    def __init__(self, config=Model(), image_channels=3, size=(32, 32)):  # noqa: B008 - frozen, so safe to share
+        super().__init__()
+        self.config = config
+        channels = [config.channels * m for m in config.channel_mults]  # one entry a level
+        resolutions = [min(size) // config.patch >> level for level in range(len(channels))]
+        decoder_blocks = config.decoder_blocks or (config.num_res_blocks + 1,) * len(channels)
+        emb_dim = 4 * config.channels
+
+        self.time_embedding = TimeEmbedding(config.channels, emb_dim)
+        self.null_class = config.num_classes  # the row after the last label
+        self.label_embedding = nn.Embedding(config.num_classes + 1, emb_dim) if config.num_classes else None
+        self.stem = nn.Conv2d(image_channels * config.patch**2, channels[0], 3, padding=1)
+
+        # Encoder.  skips[level] lists the channels of the maps that this level hands to the decoder.
+        self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
+        skips, width = [], channels[0]
+        for level, out in enumerate(channels):
+            blocks, handed = nn.ModuleList(), [width]
+            for _ in range(config.num_res_blocks):
+                blocks.append(Block(width, out, emb_dim, config, resolutions[level]))
+                width = out
+                handed.append(width)
+            self.encoder.append(blocks)
+            self.down.append(Downsample(width) if level < len(channels) - 1 else nn.Identity())
+            skips.append(handed)
+
+        # Middle: ResBlocks with attention between them.
+        def middle(i):
+            attention = Attention(width, config.heads) if i == 0 else nn.Identity()
+            return nn.ModuleList([ResBlock(width, width, emb_dim, config.dropout), attention])
+
+        self.middle = nn.ModuleList(middle(i) for i in range(config.mid_blocks))
+
+        # Decoder, deepest level first: each block takes one skip beside its input.
+        self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(channels))):
+            blocks = nn.ModuleList()
+            for i in range(decoder_blocks[level]):
+                blocks.append(Block(width + skips[level][-1 - i], channels[level], emb_dim, config, resolutions[level]))
+                width = channels[level]
+            self.decoder.append(blocks)
+            self.up.append(Upsample(width) if level else nn.Identity())
+
+        self.norm = group_norm(width)
+        self.head = zero_init(nn.Conv2d(width, image_channels * config.patch**2, 3, padding=1))
+
+    def forward(self, x, t, y=None):
+        """x (B, C, H, W), t (B,) timesteps, y (B,) labels or None for the null class -> (B, C, H, W)."""
+        emb = self.time_embedding(t)  # (B, D)
+        if self.label_embedding is not None:
+            y = torch.full_like(t, self.null_class, dtype=torch.long) if y is None else y
+            emb = emb + self.label_embedding(y)
+
+        h = self.stem(F.pixel_unshuffle(x, self.config.patch))
+        skips = []  # one list a level
+        for blocks, down in zip(self.encoder, self.down):
+            maps = [h]
+            for block in blocks:
+                h = block(h, emb)
+                maps.append(h)
+            skips.append(maps)
+            h = down(h)
+
+        for res, attention in self.middle:
+            h = attention(res(h, emb))
+
+        for blocks, up, maps in zip(self.decoder, self.up, reversed(skips)):
+            for block, skip in zip(blocks, reversed(maps)):  # last first
+                h = block(torch.cat([h, skip], dim=1), emb)
+            h = up(h)
+
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.config.patch)

@@ -1,0 +1,79 @@
+"""How do several processes train one model?
+
+`torchrun --nproc-per-node=N main.py ...` starts N copies of the program; each takes its share of every batch and the
+gradients are averaged by PyTorch's own DistributedDataParallel.  Without torchrun there is one process and nothing
+here does anything.  Read next: trainer.py.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from config import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """rank: number of this process, 0..world-1.  device: where it computes."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self):
+        """Only this one writes and prints."""
+        return self.rank == 0
+
+    def sum(self, tensor):
+        """The sum of `tensor` over all processes."""
+        if self.world > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self):
+        """Until every process has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def start(device="auto"):
+    """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1 | mps."""
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    device = choose_device(device, local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(int(os.environ.get("RANK", 0)) if world > 1 else 0, world, device)
+
+
+def stop():
+    """Leave the others in an orderly way."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(name, local=0):
+    """torch.device for `name`; "auto" takes the first of cuda, mps, cpu that is there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}: no CUDA device here; use --device cpu")
+        device = torch.device("cuda", local if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(f"--device {name}: no MPS device here; use --device cpu")
+    elif device.type != "cpu":
+        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
+    return device

@@ -1,0 +1,448 @@
+"""How is the network taught?
+
+The loop: take a batch, add noise, predict, step, average, and now and then look at the result and save everything.
+All randomness of step k is a function of (seed, k), so a run that was interrupted goes on as if it had not been.
+The papers: Ho et al. 2020 ("DDPM", Alg. 1).  Read next: models/checkpoint.py for how nothing gets lost.
+
+Letters: B batch, C channels, H height, W width.
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from config import UserError, to_dict
+from dataset import pictures
+from dataset.batches import Batches
+from dataset.pixels import from_uint8, to_uint8
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import ddim, image_noise, spaced
+from models import checkpoint
+from models.ema import EMA
+from models.unet import UNet
+
+QUARTERS = ("val_q1", "val_q2", "val_q3", "val_q4")  # validation loss where t is in the first, ... last quarter of 1..T
+COLUMNS = ("step", "epoch", "train_loss", "val_loss", *QUARTERS, "lr", "grad_norm", "skipped", "images_per_s")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+READ_EVERY = 10  # steps between two looks at the loss: each look makes the host wait for the device
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM was noticed at a place where the state is whole."""
+
+
+def lr_at(step, config, steps):
+    """Learning rate of optimiser step `step` = 0, 1, ..., steps - 1: a linear rise, then constant or half a cosine."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if config.lr_schedule == "constant" or step < config.warmup_steps:
+        return config.lr * warm
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def total_steps(config, train_images):
+    """The budget in optimiser steps; epochs are rounded up to whole steps."""
+    return config.steps or math.ceil(config.epochs * train_images / (config.batch_size * config.accumulate))
+
+
+def seed_everything(*numbers):
+    """Seed torch on every device by a hash of `numbers`, for instance (seed, step)."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def peak_memory(device):
+    """Largest memory so far in GiB: of the tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Trainer:
+    """Everything that a run needs, in one place.
+
+    config: the run.  images: dataset.sources.Images.  train, val: which of them to use, index arrays.
+    folder: where everything is written.  processes: from processes.start().
+    precision: fp32 | bf16 | fp16 | auto (bf16 on CUDA, fp32 elsewhere).  compiled: torch.compile the network.
+    """
+
+    def __init__(self, config, images, train, val, folder, processes, precision="auto", compiled=False):
+        self.config, self.images, self.folder, self.processes = config, images, Path(folder), processes
+        self.device = device = processes.device
+        c = config.train
+        if c.batch_size % processes.world:
+            raise UserError(f"--train.batch_size {c.batch_size}: not a multiple of the {processes.world} processes")
+        self.precision = ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+        self.steps = total_steps(c, len(train))
+        self.step = 0  # optimiser steps made
+
+        seed_everything(c.seed)
+        self.diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+        self.model = UNet(config.model, config.data.channels, config.data.size).to(device)
+        self.model = self.model.to(memory_format=torch.channels_last)
+        self.ema = EMA(self.model, c.ema_decay, c.ema_warmup)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=c.lr, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.net = torch.compile(self.model) if compiled else self.model  # same weights, another way to run them
+        if processes.world > 1:
+            self.net = DistributedDataParallel(self.net, device_ids=[device.index] if device.type == "cuda" else None)
+
+        self.batches = Batches(
+            images.pixels, images.labels if config.model.num_classes else None, train,
+            batch_size=c.batch_size, seed=c.seed, flip=config.data.flip,
+            device=device, rank=processes.rank, world=processes.world,
+        )  # fmt: skip
+        self.val = np.resize(np.random.default_rng(c.seed).permutation(val), c.val_images)  # repeated if too few
+        self.rows = []  # metrics.csv, one dictionary an evaluation
+        self.best = math.inf  # lowest validation loss so far
+        self.skipped = torch.zeros((), device=device)  # steps without an update: gradient not finite
+        self.streak = torch.zeros((), device=device)  # ... in a row
+        self._start_averages()
+        self.stop = False  # a signal came
+
+    def _start_averages(self):
+        """Sums since the last row of the metrics: of the loss, the gradient norm, and 1; kept on the device."""
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.clock, self.clock_step = time.perf_counter(), self.step
+
+    # ------------------------------------------------------------------ one step
+
+    def loss(self, k):
+        """Mean loss of batch k.  t, ε and hidden labels are drawn for the whole batch; each process takes its share."""
+        c, p = self.config.train, self.processes
+        x_0, y = self.batches(k)
+        seed_everything(c.seed, k)
+        t = torch.randint(1, self.diffusion.T + 1, (c.batch_size,), device=self.device)
+        eps = torch.randn(c.batch_size, *x_0.shape[1:], device=self.device)
+        hidden = torch.rand(c.batch_size, device=self.device) < c.label_dropout
+        mine = slice(p.rank, None, p.world)
+        if y is not None:
+            y = torch.where(hidden[mine], self.model.null_class, y)  # so that it learns without labels too: CFG
+        if p.world > 1:
+            seed_everything(c.seed, k, p.rank)  # dropout differs between processes
+        with self.autocast():
+            x_0 = x_0.contiguous(memory_format=torch.channels_last)
+            return self.diffusion.loss(self.net, x_0, y, t=t[mine], eps=eps[mine]).mean()
+
+    def autocast(self):
+        enabled = self.precision != "fp32"
+        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision], enabled=enabled)
+
+    def train_step(self):
+        """One optimiser step.  Nothing here makes the host wait for the device."""
+        c = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(self.step, c, self.steps)
+        total = torch.zeros((), device=self.device)
+        for micro in range(c.accumulate):
+            last = micro == c.accumulate - 1
+            with contextlib.nullcontext() if last or self.processes.world == 1 else self.net.no_sync():
+                loss = self.loss(self.step * c.accumulate + micro) / c.accumulate
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip_norm or math.inf)
+        bad = ~torch.isfinite(norm)
+        if not self.scaler.is_enabled():
+            self.optimizer.found_inf = bad.float()  # where this is 1, fused Adam does nothing
+        self.scaler.step(self.optimizer)  # (the fp16 scaler sets it by itself)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model, skip=bad)
+
+        self.skipped += bad
+        self.streak = (self.streak + 1) * bad
+        self.sums += torch.where(bad, 0.0, torch.stack([total, norm, torch.ones_like(norm)])).double()
+        self.step += 1
+
+    # ------------------------------------------------------------------ looking at the result
+
+    @torch.no_grad()
+    def validate(self):
+        """Loss of the EMA weights on fixed images, fixed noise and fixed timesteps spread evenly over 1..T, by quarter.
+
+        Returns {"val_loss", "val_q1", ... "val_q4"}; a change in them is a change of the weights and of nothing else.
+        """
+        c, p, T = self.config.train, self.processes, self.diffusion.T
+        n = len(self.val)
+        generator = np.random.default_rng((c.seed, 2))
+        t = torch.from_numpy(1 + (generator.permutation(n) + 0.5) * T // n).long().clamp(max=T)
+        losses, quarter = torch.zeros(n, dtype=torch.float64), (t - 1) * 4 // T
+        size = max(1, c.batch_size // p.world)
+        for i in range(p.rank * size, n, p.world * size):  # each process takes every world-th batch
+            self._check_stop()
+            some = slice(i, i + size)
+            numbers = self.val[some]
+            x_0 = from_uint8(torch.from_numpy(np.ascontiguousarray(self.images.pixels[numbers])).to(self.device))
+            y = self.images.labels[numbers] if self.config.model.num_classes else None
+            y = None if y is None else torch.from_numpy(y).to(self.device)
+            eps = image_noise(c.seed, range(i, i + len(x_0)))(x_0)
+            with self.autocast():
+                loss = self.diffusion.loss(self.ema.model, x_0, y, t=t[some].to(self.device), eps=eps)
+            losses[some] = loss.double().cpu()
+        losses = p.sum(losses.to(self.device)).cpu()
+        quarters = {name: losses[quarter == q].mean().item() for q, name in enumerate(QUARTERS)}
+        return {"val_loss": losses.mean().item(), **quarters}
+
+    @torch.no_grad()
+    def sample(self, n):
+        """n pictures from the EMA weights and always the same noise: uint8 (n, C, H, W), and all stages of the first."""
+        c = self.config
+        noise = image_noise(c.train.seed, range(n))
+        x = noise(torch.empty(n, c.data.channels, *c.data.size, device=self.device))
+        y = torch.arange(n, device=self.device) % c.model.num_classes if c.model.num_classes else None
+        denoise = self.diffusion.denoiser(self.ema.model, y, guidance=c.sample.guidance)
+        stages = [x[:1]]
+        with self.autocast():
+            levels = spaced(self.diffusion.T, c.sample.steps)
+            walk = ddim(denoise, self.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
+            for stage in walk:
+                self._check_stop()
+                x = stage.x
+                stages.append(x[:1])
+        return to_uint8(x), [to_uint8(s) for s in stages]
+
+    def evaluate(self):
+        """Validate, sample, write the metrics, and save; best.pth too if the validation loss is the lowest so far."""
+        sums = self.processes.sum(self.sums[:1]) / self.processes.world  # each process saw its share of the loss
+        count = max(1.0, self.sums[2].item())
+        seconds = time.perf_counter() - self.clock
+        c = self.config.train
+        images = c.batch_size * c.accumulate
+        row = {
+            "step": self.step,
+            "epoch": self.step * images / len(self.batches.indices),
+            "train_loss": sums[0].item() / count,
+            **self.validate(),
+            "lr": lr_at(max(0, self.step - 1), c, self.steps),
+            "grad_norm": self.sums[1].item() / count,
+            "skipped": int(self.skipped.item()),
+            "images_per_s": (self.step - self.clock_step) * images / seconds,
+        }
+        self._check_finite(row["val_loss"])
+        if self.processes.main:
+            self._draw_samples()
+        self.rows.append(row)
+        best = row["val_loss"] < self.best
+        self.best = min(self.best, row["val_loss"])
+        self._start_averages()
+        if self.processes.main:
+            if best:
+                self._save("best.pth", resumable=False)
+            self.save()
+        self.processes.wait()
+        self._start_averages()  # sampling and saving do not count as training time
+        return row, best
+
+    def _draw_samples(self):
+        c = self.config
+        images, _stages = self.sample(c.sample.n)
+        scale = pictures.readable_scale(c.data.size)
+        with checkpoint.replacing(self.folder / "samples" / f"step_{self.step:07d}.png") as temp:
+            pictures.save_png(temp, pictures.grid(pictures.upscale(images, scale)))
+
+    def _check_finite(self, loss):
+        if not math.isfinite(loss):
+            raise UserError(f"the validation loss is {loss}: {self._last_good()}; try a lower --train.lr")
+
+    def _last_good(self):
+        last = self.folder / "last.pth"
+        if last.exists():
+            return f"the last good checkpoint is {last} (step {self.rows[-1]['step'] if self.rows else 0})"
+        return "nothing was saved yet"
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self):
+        """Train until the budget is used up.  Raises KeyboardInterrupt, after saving, when a signal asked to stop."""
+        with self._signals(), self._bar() as bar:
+            try:
+                self._start_averages() if not self.step else None
+                while True:
+                    due = self.step % self.config.train.eval_every == 0 or self.step == self.steps
+                    if due and self.step and (not self.rows or self.rows[-1]["step"] < self.step):
+                        self._report(bar, *self.evaluate())
+                    if self.step >= self.steps:
+                        break
+                    self.train_step()
+                    bar.update(1)
+                    if self.step % READ_EVERY == 0:
+                        self._look(bar)
+                    if self.processes.world == 1 or self.step % READ_EVERY == 0:
+                        self._check_stop(everyone=True)
+            except Interrupted:
+                if self.processes.main:
+                    self.save()
+                raise KeyboardInterrupt from None
+
+    def _bar(self):
+        return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.processes.main else True,
+                    dynamic_ncols=True)  # fmt: skip
+
+    def _look(self, bar):
+        """Read the averages: for the bar, and to notice a training that has gone wrong for good."""
+        loss, _, count = self.sums.tolist()
+        images = self.config.train.batch_size * self.config.train.accumulate
+        speed = (self.step - self.clock_step) * images / (time.perf_counter() - self.clock)
+        lr = self.optimizer.param_groups[0]["lr"]
+        bar.set_postfix_str(f"loss {loss / max(1.0, count):.4f}, lr {lr:.1e}, {speed:,.0f} images/s", refresh=False)
+        if self.streak.item() >= self.config.train.max_skips:
+            raise UserError(
+                f"{int(self.streak.item())} steps in a row had a gradient that is not finite; {self._last_good()}; "
+                "try a lower --train.lr or --precision fp32"
+            )
+
+    def _report(self, bar, row, best):
+        if self.processes.main:
+            bar.write(
+                f"step {row['step']:>7,}/{self.steps:,}   train {row['train_loss']:.4f}   val {row['val_loss']:.4f}"
+                f"{' best' if best else '     '}   {row['images_per_s']:,.0f} images/s"
+                + (f"   skipped {row['skipped']}" if row["skipped"] else "")
+            )
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """The first Ctrl-C or SIGTERM asks to stop at the next whole state; a second one stops at once."""
+
+        def ask(number, frame):
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+
+        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _check_stop(self, everyone=False):
+        """Raise Interrupted if a signal came; with several processes only where `everyone` asks together."""
+        stop = self.stop
+        if self.processes.world > 1:
+            stop = everyone and self.processes.sum(torch.tensor(float(stop), device=self.device)).item() > 0
+        if stop:
+            raise Interrupted
+
+    # ------------------------------------------------------------------ files
+
+    def open_folder(self):
+        """Create the run folder, show the data as the network sees it, and note the config."""
+        try:
+            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create {self.folder}: {error.strerror}") from None
+        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed while saving
+            leftover.unlink(missing_ok=True)
+        with checkpoint.replacing(self.folder / "config.json") as temp:
+            temp.write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
+        x, _ = self.batches(0)
+        scale = pictures.readable_scale(self.config.data.size)
+        with checkpoint.replacing(self.folder / "samples" / "data.png") as temp:
+            pictures.save_png(temp, pictures.grid(pictures.upscale(to_uint8(x[:36]).cpu(), scale)))
+
+    def save(self):
+        """Write last.pth, and metrics.csv and loss.png, which are only views of what is in it."""
+        self._save("last.pth", resumable=True)
+        with checkpoint.replacing(self.folder / "metrics.csv") as temp, open(temp, "w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(self.rows)
+        if self.rows:
+            with checkpoint.replacing(self.folder / "loss.png") as temp:
+                plot(self.rows, temp)
+
+    def _save(self, name, resumable):
+        more = {"classes": list(self.images.classes) if self.config.model.num_classes else []}
+        if resumable:
+            more |= {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "ema_updates": self.ema.updates,
+                "rows": self.rows,
+                "best": self.best,
+                "sums": self.sums.cpu(),
+                "skipped": self.skipped.item(),
+                "streak": self.streak.item(),
+                "train_images": len(self.batches.indices),
+            }
+        checkpoint.save(
+            self.folder / name, self.config,
+            model=self.model.state_dict(), ema=self.ema.model.state_dict(), step=self.step, **more,
+        )  # fmt: skip
+
+    def resume(self, state):
+        """Continue from what `checkpoint.load(last.pth)` returned."""
+        path = self.folder / "last.pth"
+        if "optimizer" not in state:
+            raise UserError(f"{path}: made for sampling, it cannot be resumed")
+        if state["train_images"] != len(self.batches.indices):
+            raise UserError(
+                f"the data has changed: {len(self.batches.indices):,} training images, "
+                f"{state['train_images']:,} when {path} was saved; bring them back or start a new run with --out"
+            )
+        checkpoint.load_weights(self.model, state["model"], path)
+        checkpoint.load_weights(self.ema.model, state["ema"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.ema.updates, self.step, self.rows, self.best = (state[k] for k in ("ema_updates", "step", "rows", "best"))
+        self._start_averages()
+        self.sums.copy_(state["sums"])
+        self.skipped.fill_(state["skipped"])
+        self.streak.fill_(state["streak"])
+
+
+def plot(rows, path):
+    """Loss curves of the whole run, and validation by quarter of t, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps = [r["step"] for r in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    for key, label in (("train_loss", "train"), ("val_loss", "validation (EMA)")):
+        left.plot(steps, [r[key] for r in rows], marker="o", markersize=3, label=label)
+    names = ("t in the first quarter (little noise)", "second", "third", "last (nearly all noise)")
+    for key, label in zip(QUARTERS, names):
+        right.plot(steps, [r[key] for r in rows], marker="o", markersize=3, label=label)
+    for axes, title in ((left, "loss"), (right, "validation loss by quarter of t")):
+        axes.set(title=title, xlabel="optimiser step", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, format="png", dpi=110)
+    plt.close(figure)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Hold `folder` for this process.  The lock is the operating system's, so a crash does not leave it behind."""
+    import fcntl
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise UserError(f"{folder}: another process is training here; wait for it, or use --out DIR") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
