@@ -485,8 +485,8 @@ def test_a_changed_zip_is_noticed(read, tmp_path):
 def test_a_renamed_class_folder_is_noticed_though_no_file_in_it_changed(root, read):
     save(root / "x/a.png"), save(root / "y/b.png")
     assert read()[2] == ("x", "y")
-    (root / "x").rename(root / "z")
-    assert read()[2] == ("y", "z")
+    (root / "y").rename(root / "z")
+    assert read()[2] == ("x", "z")
 
 
 @pytest.mark.parametrize(

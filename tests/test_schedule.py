@@ -1,0 +1,67 @@
+"""Schedules against the papers' formulas, recomputed here the slow way."""
+
+import math
+
+import pytest
+import torch
+
+from diffusion.schedule import SCHEDULES, cosine, linear
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_tables_have_T_plus_one_float64_entries_and_start_at_the_data(name):
+    s = SCHEDULES[name](100) if name == "cosine" else linear(100, 1e-4, 0.2)
+    assert s.T == 100 and s.betas.shape == s.alpha_bar.shape == (101,)
+    assert s.betas.dtype == s.alpha_bar.dtype == torch.float64
+    assert s.betas[0] == 0 and s.alpha_bar[0] == 1
+    assert (s.alpha_bar.diff() < 0).all() and (s.alpha_bar > 0).all()
+
+
+def test_linear_reaches_both_ends_and_alpha_bar_is_the_product():
+    s = linear()
+    assert s.betas[1].item() == pytest.approx(1e-4, abs=0) and s.betas[1000].item() == pytest.approx(0.02, abs=0)
+    product = 1.0
+    for t in range(1, 1001):
+        product *= 1 - (1e-4 + (0.02 - 1e-4) * (t - 1) / 999)
+        if t in (1, 2, 500, 1000):
+            assert s.alpha_bar[t].item() == pytest.approx(product, rel=1e-12)
+    assert s.alpha_bar[1000].item() == pytest.approx(4.0358e-5, rel=1e-4)  # what the paper's settings come to
+
+
+def test_cosine_is_the_formula_until_beta_is_capped():
+    s = cosine(1000)
+    f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
+    for t in (1, 10, 500, 990):
+        assert s.alpha_bar[t].item() == pytest.approx(f[t] / f[0], rel=1e-9)
+    assert s.betas.max().item() == 0.999
+    assert s.betas[1000].item() == 0.999 and s.betas[999].item() < 0.999
+
+
+def test_alpha_bar_is_rebuilt_from_the_capped_betas():
+    s = cosine(40, max_beta=0.3)
+    torch.testing.assert_close(s.alpha_bar, torch.cumprod(1 - s.betas, 0), rtol=0, atol=0)
+    assert s.betas.max().item() == 0.3
+
+
+def test_snr_is_signal_over_noise_variance():
+    s = linear()
+    assert s.snr[0] == math.inf
+    torch.testing.assert_close(s.snr[1:], s.alpha_bar[1:] / (1 - s.alpha_bar[1:]))
+    assert s.snr[500] == s.alpha_bar[500] / (1 - s.alpha_bar[500])
+
+
+def test_a_schedule_that_keeps_too_much_signal_warns():
+    with pytest.warns(UserWarning, match="keeps 7.5% of the signal at t = T = 512"):
+        linear(512)
+
+
+@pytest.mark.parametrize("make", [linear, cosine, lambda: linear(50, 1e-4, 0.3)])
+def test_a_schedule_that_ends_in_noise_does_not_warn(make, recwarn):
+    make()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("T", [1, 2, 3])
+def test_very_short_schedules_work(T):
+    s = cosine(T)
+    assert s.T == T and torch.isfinite(s.alpha_bar).all()
