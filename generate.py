@@ -82,7 +82,10 @@ def load_model(path, device, weights="ema"):
     """(model, config, state) of a checkpoint, ready to sample."""
     config, state = checkpoint.load(path)
     model = UNet(config.model, config.data.channels, config.data.size)
-    checkpoint.load_weights(model, state["ema" if weights == "ema" else "model"], path)
+    key = "ema" if weights == "ema" else "model"
+    if key not in state:
+        raise UserError(f"{path}: made for sharing, it holds the averaged weights only; use --weights ema")
+    checkpoint.load_weights(model, state[key], path)
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return model, config, state
 

@@ -29,6 +29,7 @@ def parser():
     p.add_argument("--out", metavar="DIR", help="run folder (default ckpt/PRESET)")
     p.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
     p.add_argument("--dry-run", action="store_true", help="two steps of everything in a temporary folder, and stop")
+    p.add_argument("--export", metavar="FILE", help="write the averaged weights of the run, small, to share; and stop")
     p.add_argument("--verify", action="store_true", help="check the data, show a grid of it, and stop")
     p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
@@ -121,6 +122,14 @@ def verify(config, images, train, val):
     print(f"grid      {path}")
 
 
+def export(args):
+    """Write what is needed for sampling, in half precision, from the run's best.pth."""
+    best = Path(args.out or Path("ckpt") / args.preset) / "best.pth"
+    checkpoint.slim(best, args.export)
+    print(f"{args.export}: the averaged weights of {best} in half precision, SHA-256 {checkpoint.digest(args.export)}")
+    return 0
+
+
 def list_presets():
     """Print every preset, its size, its data and what the run takes."""
     for name, config in PRESETS.items():
@@ -135,6 +144,8 @@ def main(argv):
     args = parser().parse_args(argv)
     if args.list_presets:
         return list_presets()
+    if args.export:
+        return export(args)
     config, state, folder = configure(args)
     config = check(config)
     group = processes.start(args.device)
@@ -174,7 +185,7 @@ def train_run(args, config, state, folder, group):
             if state is not None:
                 trainer.resume(state)
                 say(f"resumed   at step {trainer.step:,}")
-                if trainer.step >= trainer.steps:
+                if trainer.finished:
                     raise UserError(f"{folder} is finished ({trainer.steps:,} steps); more with --train.steps N")
             if group.main:
                 trainer.open_folder()

@@ -264,6 +264,14 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
 
+    @property
+    def finished(self):
+        """The budget is used up and the result has been looked at."""
+        return self.step >= self.steps and self._evaluated()
+
+    def _evaluated(self):
+        return bool(self.rows) and self.rows[-1]["step"] >= self.step
+
     def fit(self):
         """Train until the budget is used up.  Raises KeyboardInterrupt, after saving, when a signal asked to stop."""
         with self._signals(), self._bar() as bar:
@@ -271,7 +279,7 @@ class Trainer:
                 self._start_averages() if not self.step else None
                 while True:
                     due = self.step % self.config.train.eval_every == 0 or self.step == self.steps
-                    if due and self.step and (not self.rows or self.rows[-1]["step"] < self.step):
+                    if due and self.step and not self._evaluated():
                         self._report(bar, *self.evaluate())
                     if self.step >= self.steps:
                         break

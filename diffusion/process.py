@@ -130,7 +130,7 @@ class GaussianDiffusion:
 
         model: (x_t, t, y) -> prediction.  x_0: (B, C, H, W) in [-1, 1].  y: (B,) labels or None.
         """
-        # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                              DDPM Eq. (14), Alg. 1
+        # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1
         t = torch.randint(1, self.T + 1, (len(x_0),), device=x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
         error = self.target(x_0, eps, t) - model(self.q_sample(x_0, t, eps), t, y)

@@ -18,7 +18,7 @@ import torch
 class Schedule:
     """Two tables of shape (T+1,), float64: near t = 0, float32 would lose the first digits of 1 - ᾱ_t.
 
-    betas[t] = β_t, the variance that step t adds; betas[0] = 0.
+    betas[t] = β_t, the variance that step t adds, x_t = √(1-β_t) x_{t-1} + √β_t ε (DDPM Eq. (2)); betas[0] = 0.
     alpha_bar[t] = ᾱ_t, the share of the data's variance left at level t; alpha_bar[0] = 1.
     """
 
@@ -53,7 +53,7 @@ def from_betas(betas):
 
 
 def linear(T=1000, beta_start=1e-4, beta_end=0.02):
-    """β_t on a straight line from beta_start to beta_end, both reached (DDPM, Sec. 4).
+    """β_t on a straight line from beta_start to beta_end, both reached (DDPM Sec. 4).
 
     The values are taken as they are: nothing is rescaled when T is not 1000.
     """

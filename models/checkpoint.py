@@ -5,6 +5,7 @@ written beside its final place, flushed to the disk and then renamed, so at ever
 whole.  It holds the whole config, so it can be used without knowing how it was made.
 """
 
+import hashlib
 import os
 import pickle
 import tempfile
@@ -17,7 +18,7 @@ import torch
 from config import UserError, check, from_dict, to_dict
 
 VERSION = 1
-KEYS = ("config", "model", "ema", "step")  # what every checkpoint has
+KEYS = ("config", "ema", "step")  # what every checkpoint has; "model" too, unless it was made to be shared
 
 
 @contextmanager
@@ -52,6 +53,20 @@ def save(path, config, *, model, ema, step, **more):
     state = {"version": VERSION, "config": to_dict(config), "model": plain(model), "ema": plain(ema), "step": step}
     with replacing(path) as temp:
         torch.save({**state, **more}, temp)
+
+
+def slim(path, out):
+    """Write a checkpoint for sharing to `out`: the averaged weights of `path` alone, in half precision."""
+    config, state = load(path)
+    ema = {k: v.half() for k, v in state["ema"].items()}
+    kept = {"version": VERSION, "config": to_dict(config), "ema": ema, "step": state["step"]}
+    with replacing(out) as temp:
+        torch.save({**kept, "classes": state.get("classes", [])}, temp)
+
+
+def digest(path):
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def load(path, device="cpu"):

@@ -1,0 +1,37 @@
+"""Shared fixtures: a small trained run, and the programs called as a user calls them."""
+
+import pytest
+import torch
+
+import cli
+import generate
+import main
+
+torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
+
+
+@pytest.fixture
+def program(monkeypatch, tmp_path, capsys):
+    """program("main", "--preset", "smoke") -> (exit code, stdout, stderr), run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    programs = {"main": main.main, "generate": generate.main}
+
+    def call(name, *argv):
+        capsys.readouterr()
+        try:
+            code = cli.run(programs[name], [str(a) for a in argv])
+        except SystemExit as stop:  # --help
+            code = stop.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """The run folder of one finished smoke training."""
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    assert cli.run(main.main, ["--preset", "smoke", "--out", str(folder)]) == 0
+    return folder

@@ -1,0 +1,202 @@
+"""Checkpoints are data: what was written comes back, and nothing else gets in."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from config import PRESETS, UserError, to_dict
+from models import checkpoint
+from models.unet import UNet
+
+CONFIG = PRESETS["smoke"]
+
+
+@pytest.fixture
+def model():
+    return UNet(CONFIG.model, 3, CONFIG.data.size)
+
+
+def write(path, model, **changes):
+    state = {"version": 1, "config": to_dict(CONFIG), "model": model.state_dict(), "ema": model.state_dict(), "step": 3}
+    torch.save({**state, **changes}, path)
+
+
+def refused(path, *words):
+    with pytest.raises(UserError) as error:
+        config, state = checkpoint.load(path)
+        checkpoint.load_weights(UNet(config.model, config.data.channels, config.data.size), state["ema"], path)
+    text = str(error.value)
+    assert str(path) in text and "\n" not in text
+    for word in words:
+        assert word in text, text
+
+
+def test_what_is_saved_comes_back(tmp_path, model):
+    checkpoint.save(tmp_path / "a.pth", CONFIG, model=model.state_dict(), ema=model.state_dict(), step=7, extra=[1, 2])
+    config, state = checkpoint.load(tmp_path / "a.pth")
+    assert config == CONFIG and state["step"] == 7 and state["extra"] == [1, 2]
+    other = UNet(config.model, 3, config.data.size)
+    checkpoint.load_weights(other, state["model"], "a.pth")
+    for a, b in zip(model.parameters(), other.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrapped_networks_are_removed(tmp_path, model, prefix):
+    write(tmp_path / "a.pth", model, ema={prefix + k: v for k, v in model.state_dict().items()})
+    _, state = checkpoint.load(tmp_path / "a.pth")
+    checkpoint.load_weights(model, state["ema"], "a.pth")
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_pickle_that_would_run_code_is_refused_without_running_it(tmp_path, model, inside, plain):
+    trap = Payload(tmp_path / "ran")
+    content = {"version": 1, "config": to_dict(CONFIG), "model": trap} if inside else trap
+    if plain:
+        (tmp_path / "a.pth").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "run code")
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(trap))  # the trap does work
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, model, share):
+    write(tmp_path / "a.pth", model)
+    whole = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(whole[: int(share * len(whole))])
+    refused(tmp_path / "a.pth", "not a readable checkpoint")
+
+
+def test_a_flipped_bit_in_the_index_is_refused_or_harmless(tmp_path, model):
+    write(tmp_path / "a.pth", model)
+    whole = bytearray((tmp_path / "a.pth").read_bytes())
+    for place in (5, 60, 200, len(whole) - 30):
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        (tmp_path / "b.pth").write_bytes(broken)
+        try:
+            checkpoint.load(tmp_path / "b.pth")
+        except UserError as error:
+            assert "b.pth" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty file"),
+        (b"hello, I am a text file\n" * 50, "not a"),
+        (b"\x89PNG\r\n", "not a"),
+        (os.urandom(999), "not a"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, words):
+    (tmp_path / "a.pth").write_bytes(content)
+    refused(tmp_path / "a.pth", words)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    refused(tmp_path / "no.pth", "no such checkpoint")
+    refused(tmp_path, "a folder")
+
+
+def test_a_checkpoint_of_another_program_is_refused(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "epoch": 3}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "not a checkpoint of this program")
+    torch.save([1, 2], tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "not a checkpoint of this program")
+
+
+def test_a_future_version_is_refused_politely(tmp_path, model):
+    write(tmp_path / "a.pth", model, version=99)
+    refused(tmp_path / "a.pth", "version 99", "newer")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("model", "chanels", 3, "unknown field model.chanels (did you mean model.channels?)"),
+        ("model", "channels", "many", "model.channels"),
+        ("model", "channels", 7, "multiple of 4"),
+        ("diffusion", "schedule", "linaer", "linear"),
+        ("data", "size", [30, 30, 30], "height,width"),
+        ("data", "size", [31, 31], "multiples of 2"),
+    ],
+)
+def test_a_config_that_does_not_fit_this_program_is_refused(tmp_path, model, section, key, value, words):
+    config = to_dict(CONFIG)
+    config[section][key] = value
+    write(tmp_path / "a.pth", model, config=config)
+    refused(tmp_path / "a.pth", words)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_first_mismatch(tmp_path, model):
+    weights = model.state_dict()
+    write(tmp_path / "a.pth", model, ema={**weights, "stem.weight": torch.zeros(2, 3)})
+    refused(tmp_path / "a.pth", "stem.weight is (2, 3), not (8, 3, 3, 3)")
+    write(tmp_path / "a.pth", model, ema={k: v for k, v in weights.items() if k != "head.bias"})
+    refused(tmp_path / "a.pth", "head.bias is missing")
+    write(tmp_path / "a.pth", model, ema={**weights, "more": torch.zeros(1)})
+    refused(tmp_path / "a.pth", "more is left over")
+    write(tmp_path / "a.pth", model, ema=5)
+    refused(tmp_path / "a.pth", "missing")
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path):
+    torch.save({"version": 1, "config": to_dict(CONFIG), "step": 1}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "'ema'")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temp(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt: No space left"), checkpoint.replacing(target) as temp:
+        temp.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_temp(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), checkpoint.replacing(target) as temp:
+        temp.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_new_file_is_whole_before_it_takes_the_name(tmp_path):
+    target = tmp_path / "a.txt"
+    with checkpoint.replacing(target) as temp:
+        temp.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_vanished_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot write"), checkpoint.replacing(tmp_path / "gone" / "a.txt"):
+        raise AssertionError
+
+
+def test_weights_survive_a_checkpoint_of_a_compiled_network(tmp_path):
+    net = nn.Linear(2, 2)
+    compiled = torch.compile(net)
+    assert set(checkpoint.plain(compiled.state_dict())) == set(net.state_dict())

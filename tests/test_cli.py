@@ -1,0 +1,477 @@
+"""The programs as a user meets them: what they make, and how they refuse."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from config import PRESETS, UserError, check, field_types, override, parse_value
+from models import checkpoint
+
+SMOKE = ("--preset", "smoke")
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def pngs(folder):
+    return sorted(Path(folder).glob("[0-9]*.png"))
+
+
+def pictures_in(folder, n=8, size=(20, 24), seed=0):
+    """n noisy PNGs in a folder."""
+    generator = np.random.default_rng(seed)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(Path(folder) / f"{i}.png")
+
+
+# ---------------------------------------------------------------- main.py
+
+
+def test_training_starts_and_ends_with_the_run_folder(program):
+    code, out, err = program("main", *SMOKE)
+    assert code == 0 and err == ""  # quiet: no progress bar where there is no terminal
+    assert out.index("run       ckpt/smoke") < out.index("step ") < out.rindex("run       ckpt/smoke")
+    for word in ("parameters", "cpu, fp32", "GiB", "generate.py ddim"):
+        assert word in out
+
+
+def test_list_presets_names_every_preset_and_its_data(program):
+    code, out, _ = program("main", "--list-presets")
+    assert code == 0
+    for name in PRESETS:
+        assert f"\n{name}\n" in "\n" + out
+    assert "16,185" in out and "1,059" in out
+
+
+def test_help_lists_every_field(program):
+    code, out, _ = program("main", "--help")
+    assert code == 0
+    for name in field_types():
+        assert f"--{name} " in out
+
+
+def test_dry_run_does_two_steps_of_everything_and_leaves_nothing(program, tmp_path):
+    code, out, _ = program("main", "--dry-run", "--data.count", "20", "--train.batch_size", "4")
+    assert code == 0 and "trained, validated, saved, loaded and sampled" in out
+    assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_dry_run_works_beside_an_existing_run(program):
+    assert program("main", *SMOKE)[0] == 0
+    assert program("main", *SMOKE, "--dry-run")[0] == 0
+
+
+def test_verify_counts_and_shows_the_data_and_stops(program, tmp_path):
+    for name in ("cats", "dogs"):
+        pictures_in(tmp_path / "pets" / name, 5)
+    (tmp_path / "pets/cats/bad.png").write_text("no image")
+    code, out, _ = program("main", *SMOKE, "--data", "pets", "--verify")
+    assert code == 0
+    assert "10 usable, 1 skipped" in out and "cats/bad.png" in out and "cats: 5 images" in out and "dogs: 5" in out
+    assert pixels("verify-smoke.png").ndim == 3
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_any_field_can_be_set(program, tmp_path):
+    flags = [
+        "--train.lr",
+        "3e-4",
+        "--model.channel_mults",
+        "1,3",
+        "--data.flip",
+        "false",
+        "--diffusion.min_snr_gamma",
+        "5",
+    ]
+    assert program("main", *SMOKE, "--train.steps", "2", *flags)[0] == 0
+    config, _ = checkpoint.load(tmp_path / "ckpt/smoke/last.pth")
+    assert (config.train.lr, config.model.channel_mults, config.data.flip) == (3e-4, (1, 3), False)
+    assert config.diffusion.min_snr_gamma == 5.0
+
+
+def test_a_budget_in_epochs_replaces_one_in_steps(program, tmp_path):
+    assert program("main", *SMOKE, "--train.epochs", "2")[0] == 0
+    assert checkpoint.load(tmp_path / "ckpt/smoke/last.pth")[1]["step"] == 3  # 6 images, 2 epochs, batches of 4
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_folder_of_images_trains_and_brings_its_own_classes(program, tmp_path, flat):
+    if flat:
+        pictures_in(tmp_path / "pets")
+    else:
+        for i, name in enumerate(("cats", "dogs", "emus")):
+            pictures_in(tmp_path / "pets" / name, 4, seed=i)
+    code, _, err = program("main", *SMOKE, "--data", "pets", "--train.steps", "2")
+    assert code == 0, err
+    config, state = checkpoint.load(tmp_path / "ckpt/smoke/last.pth")
+    assert config.model.num_classes == (0 if flat else 3)
+    assert state["classes"] == ([] if flat else ["cats", "dogs", "emus"])
+    assert program("generate", "ddim", "-n", "2")[0] == 0
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p not in ("smoke", "textiles")])
+def test_every_preset_trains_two_steps_and_samples_on_a_local_folder(program, tmp_path, preset):
+    """With its own layout at a fraction of its width, so that it takes seconds."""
+    pictures_in(tmp_path / "pictures", 8)
+    heads = PRESETS[preset].model.heads
+    flags = ["--model.channels", 4 * heads if heads > 1 else 8, "--train.batch_size", 2, "--sample.n", 2]
+    code, out, err = program("main", "--preset", preset, "--data", "pictures", "--dry-run", *flags)
+    assert code == 0 and "sampled" in out, err
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grey_and_transparent_pictures_of_any_shape(program, tmp_path, channels):
+    pictures_in(tmp_path / "pictures")
+    flags = ["--data", "pictures", "--data.channels", channels, "--data.size", "16,24", "--train.steps", "2"]
+    assert program("main", *SMOKE, *flags)[0] == 0
+    assert program("generate", "ddpm", "-n", "3", "--gif", "--strip", "--steps", "4")[0] == 0
+    assert pixels("out/ddpm/00002.png").shape == {1: (16, 24), 3: (16, 24, 3), 4: (16, 24, 4)}[channels]
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_one_image_is_enough(program, tmp_path, images):
+    pictures_in(tmp_path / "pictures", images)
+    assert program("main", *SMOKE, "--data", "pictures", "--train.steps", "2")[0] == 0
+
+
+def test_v_x0_and_min_snr_train(program):
+    for prediction in ("eps", "x0", "v"):
+        flags = ["--diffusion.prediction", prediction, "--diffusion.min_snr_gamma", "5", "--out", prediction]
+        assert program("main", *SMOKE, *flags, "--diffusion.schedule", "cosine", "--train.steps", "2")[0] == 0
+
+
+MAIN_MISTAKES = [
+    (["--preset", "textile"], "did you mean textiles?"),
+    (["--preset", "xyz"], "--list-presets"),
+    (["--trian.lr", "1"], "did you mean --train.lr?"),
+    (["--train.lrr", "1"], "did you mean --train.lr?"),
+    (["--train.lr", "fast"], "--train.lr fast: expected a number"),
+    (["--train.lr", "nan"], "finite"),
+    (["--train.lr", "inf"], "finite"),
+    (["--train.lr", "0"], "positive"),
+    (["--train.lr"], "expected one argument"),
+    (["--train.steps", "-1"], "0 or more"),
+    (["--train.steps", "1.5"], "whole number"),
+    (["--train.steps", "0"], "a budget"),
+    (["--train.batch_size", "0"], "at least 1"),
+    (["--train.ema_decay", "1"], "--train.ema_decay"),
+    (["--train.ema_warmup", "pwoer"], "did you mean power?"),
+    (["--train.lr_schedule", "cos"], "constant or cosine"),
+    (["--train.seed", "-4"], "0 or more"),
+    (["--data.size", "30", "--model.patch", "2"], "multiples of 4; nearest to 30: 28 or 32"),
+    (["--data.size", "15"], "nearest to 15: 14 or 16"),
+    (["--data.size", "1"], "nearest to 1: 2"),
+    (["--data.size", "0"], "--data.size"),
+    (["--data.size", "16,16,16"], "whole numbers"),
+    (["--data.size", "abc"], "whole numbers"),
+    (["--data.channels", "2"], "1 (grey), 3 (RGB) or 4 (RGBA)"),
+    (["--data.count", "0"], "at least 1"),
+    (["--data.val_fraction", "0"], "between 0 and 1"),
+    (["--data.val_fraction", "1"], "between 0 and 1"),
+    (["--data.flip", "maybe"], "true or false"),
+    (["--data", "no/such/place"], "no/such/place"),
+    (["--data", ""], "accepted"),
+    (["--data", "cifar11"], "did you mean cifar10"),
+    (["--data", "empty"], "empty"),
+    (["--data", "text.zip"], "text.zip"),
+    (["--model.channels", "6"], "multiple of 4"),
+    (["--model.channel_mults", ","], "--model.channel_mults"),
+    (["--model.heads", "3"], "divisor"),
+    (["--model.dropout", "1"], "--model.dropout"),
+    (["--model.decoder_blocks", "1,2,3"], "--model.decoder_blocks"),
+    (["--model.decoder_blocks", "9,1"], "--model.decoder_blocks"),
+    (["--model.num_classes", "5"], "the data has 12 classes"),
+    (["--model.patch", "0"], "--model.patch"),
+    (["--diffusion.schedule", "cosin"], "did you mean cosine?"),
+    (["--diffusion.prediction", "epsilon"], "eps or x0 or v"),
+    (["--diffusion.T", "0"], "--diffusion.T"),
+    (["--diffusion.beta_start", "0.9"], "beta_start <= beta_end"),
+    (["--diffusion.min_snr_gamma", "-1"], "positive number or none"),
+    (["--diffusion.min_snr_gamma", "x"], "a number or none"),
+    (["--sample.steps", "51"], "1 to --diffusion.T 50"),
+    (["--sample.eta", "2"], "0 to 1"),
+    (["--device", "tpu"], "--device tpu"),
+    (["--device", "cuda:77"], "--device cuda:77"),
+    (["--precision", "fp8"], "invalid choice"),
+    (["--out", "file"], "file"),
+    (["--out", "/proc/nothing/here"], "/proc/nothing"),
+    (["--resume"], "nothing to resume"),
+    (["surplus"], "surplus"),
+    (["--dry"], "did you mean --dry-run?"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), MAIN_MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_mistakes_of_main_get_one_line_and_exit_code_2(program, tmp_path, flags, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.zip").write_text("not a zip")
+    (tmp_path / "file").write_text("a file")
+    code, _, err = program("main", *SMOKE, *flags)
+    assert code == 2, err
+    assert err.startswith("error: ") and err.count("\n") == 1 and words in err, err
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_debug_shows_the_traceback():
+    import cli
+    import main
+
+    with pytest.raises(UserError):
+        cli.run(main.main, ["--preset", "nothing", "--debug"])
+
+
+def test_a_defect_of_ours_is_not_hidden():
+    import cli
+
+    def broken(argv):
+        raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        cli.run(broken, [])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")])
+def test_out_of_memory_says_what_to_turn_down(capsys, error):
+    import cli
+
+    def hungry(argv):
+        raise error
+
+    assert cli.run(hungry, []) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "batch" in err
+
+
+# ---------------------------------------------------------------- config
+
+
+def test_values_are_parsed_by_the_type_of_the_field():
+    assert parse_value("train.lr", "2e-4") == 2e-4 and parse_value("train.steps", "10") == 10
+    assert parse_value("data.size", "64") == (64, 64) and parse_value("data.size", "48x64") == (48, 64)
+    assert parse_value("model.channel_mults", "1,2,4") == (1, 2, 4) and parse_value("model.decoder_blocks", "") == ()
+    assert parse_value("data.flip", "no") is False and parse_value("diffusion.min_snr_gamma", "none") is None
+
+
+def test_every_preset_passes_its_own_check():
+    for name, config in PRESETS.items():
+        assert config.name == name
+        check(config)
+
+
+def test_guidance_needs_classes():
+    with pytest.raises(UserError, match="no classes"):
+        check(override(PRESETS["cifar10"], {"sample.guidance": 2.0}))
+
+
+# ---------------------------------------------------------------- generate.py
+
+
+def test_exactly_n_pictures_one_grid_and_the_settings(program, run_folder):
+    code, out, err = program("generate", "ddim", "--ckpt", run_folder / "best.pth", "-n", 5, "--seed", 3)
+    assert code == 0 and err == "" and "out/ddim" in out
+    assert [p.name for p in pngs("out/ddim")] == [f"{i:05d}.png" for i in range(5)]
+    assert {p.name for p in Path("out/ddim").iterdir()} == {p.name for p in pngs("out/ddim")} | {
+        "grid.png",
+        "settings.json",
+    }
+    settings = json.loads(Path("out/ddim/settings.json").read_text())
+    assert (settings["sampler"], settings["n"], settings["seed"], settings["eta"]) == ("ddim", 5, 3, 0.0)
+
+
+def test_fewer_pictures_replace_more(program, run_folder):
+    for n in (6, 2):
+        assert program("generate", "ddim", "--ckpt", run_folder, "-n", n, "--gif")[0] == 0
+    assert len(pngs("out/ddim")) == 2
+
+
+def test_nothing_of_the_users_is_deleted(program, run_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/00077.png").write_text("mine")
+    assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--out", "mine")[0] == 0
+    assert (tmp_path / "mine/00077.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_the_same_batch_size_gives_the_same_bytes_whatever_n_is(program, run_folder, sampler):
+    def digests(n, *more):
+        assert program("generate", sampler, "--ckpt", run_folder, "-n", n, "--steps", 7, *more)[0] == 0
+        return [hashlib.sha256(p.read_bytes()).hexdigest() for p in pngs(f"out/{sampler}")]
+
+    seven = digests(7, "--batch-size", 4)
+    assert digests(2, "--batch-size", 4) == seven[:2] and digests(5, "--batch-size", 4) == seven[:5]
+    assert digests(2, "--batch-size", 4, "--seed", 1) != seven[:2]
+    assert len(set(seven)) == 7
+
+
+@pytest.mark.parametrize("options", [["ddim"], ["ddim", "--eta", "1"], ["ddpm"]])
+def test_another_batch_size_moves_no_pixel_by_more_than_one_grey_level(program, run_folder, options):
+    shots = []
+    for size in (1, 3, 16):
+        assert program("generate", *options, "--ckpt", run_folder, "-n", 4, "--steps", 9, "--batch-size", size)[0] == 0
+        shots.append(np.stack([pixels(p) for p in pngs(f"out/{options[0]}")]))
+    assert abs(shots[0] - shots[1]).max() <= 1 and abs(shots[0] - shots[2]).max() <= 1
+
+
+def test_generate_is_ddim_on_the_ema_weights(program, run_folder):
+    """Recompute picture 1 of the command from the parts of the library."""
+    from dataset.pixels import to_uint8
+    from diffusion.process import GaussianDiffusion
+    from diffusion.samplers import ddim, image_noise, spaced
+    from models.unet import UNet
+
+    flags = ["--ckpt", run_folder, "-n", 2, "--steps", 5, "--seed", 4, "--label", "zigzag", "--guidance", 2]
+    assert program("generate", "ddim", *flags)[0] == 0
+    config, state = checkpoint.load(run_folder / "best.pth")
+    model = UNet(config.model, 3, (16, 16)).eval()
+    model.load_state_dict(state["ema"])
+    diffusion = GaussianDiffusion.from_config(config.diffusion)
+    x_T = image_noise(4, [1])(torch.empty(1, 3, 16, 16))
+    denoise = diffusion.denoiser(model, torch.tensor([state["classes"].index("zigzag")]), guidance=2.0)
+    *_, end = ddim(denoise, diffusion.schedule, x_T, timesteps=spaced(50, 5))
+    assert abs(pixels("out/ddim/00001.png") - to_uint8(end.x)[0].permute(1, 2, 0).int().numpy()).max() <= 1
+
+
+def test_raw_and_ema_weights_differ(program, run_folder):
+    shots = []
+    for weights in ("ema", "raw"):
+        assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--weights", weights)[0] == 0
+        shots.append(pixels("out/ddim/00000.png"))
+    assert (shots[0] != shots[1]).any()
+
+
+def test_upscale_enlarges_without_inventing(program, run_folder):
+    shots = []
+    for k in (1, 3):
+        assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--upscale", k)[0] == 0
+        shots.append(pixels("out/ddim/00000.png"))
+    assert np.array_equal(shots[0].repeat(3, 0).repeat(3, 1), shots[1])
+
+
+def test_gif_and_strip(program, run_folder):
+    assert program("generate", "ddim", "--ckpt", run_folder, "-n", 6, "--steps", 12, "--gif", "--strip")[0] == 0
+    with Image.open("out/ddim/denoising.gif") as gif:
+        assert gif.n_frames == 13  # the noise and every step
+    height, width, _ = pixels("out/ddim/strip.png").shape
+    assert (height, width) == (
+        8 * 18 + 2,
+        8 * 18 + 2,
+    )  # 4 pictures x (x, x0-hat), 8 stages, of 16 pixels and a gap of 2
+    last = pixels("out/ddim/strip.png")[2:18, -18:-2]
+    assert np.array_equal(last, pixels("out/ddim/00000.png"))
+
+
+def test_labels_by_name_by_number_and_in_turn(program, run_folder):
+    def shots(*flags):
+        assert program("generate", "ddim", "--ckpt", run_folder, "-n", 3, *flags)[0] == 0
+        return [pixels(p) for p in pngs("out/ddim")]
+
+    by_name, by_number, in_turn, none = (
+        shots("--label", "zigzag"),
+        shots("--label", "1"),
+        shots(),
+        shots("--label", "none"),
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(by_name, by_number))
+    assert np.array_equal(in_turn[1], by_name[1]) and not np.array_equal(in_turn[0], by_name[0])
+    assert not np.array_equal(none[0], by_name[0])
+
+
+def test_last_best_and_a_preset_name_a_run(program, tmp_path):
+    assert program("main", *SMOKE)[0] == 0
+    for flags in (["--ckpt", "last"], ["--ckpt", "best", *SMOKE], SMOKE, ["--ckpt", "ckpt/smoke/last.pth"], []):
+        code, out, _ = program("generate", "ddim", "-n", 1, *flags)
+        assert code == 0 and out.startswith("ckpt/smoke/"), out
+
+
+GENERATE_MISTAKES = [
+    ([], "required"),
+    (["ddmi"], "ddim"),
+    (["ddim", "--steps", "0"], "of at least 1"),
+    (["ddim", "--steps", "-1"], "of at least 1"),
+    (["ddim", "--steps", "abc"], "'abc' is not a whole number"),
+    (["ddim", "--steps", "51"], "T = 50"),
+    (["ddim", "--eta", "50"], "eta must be from 0 to"),
+    (["ddim", "--eta", "-1"], "--eta"),
+    (["ddim", "--eta", "nan"], "--eta"),
+    (["ddpm", "--eta", "1"], "--eta"),
+    (["ddpm", "--variance", "medium"], "small"),
+    (["ddim", "-n", "0"], "-n"),
+    (["ddim", "-n", "many"], "'many'"),
+    (["ddim", "--batch-size", "0"], "--batch-size"),
+    (["ddim", "--seed", "-1"], "--seed"),
+    (["ddim", "--weights", "best"], "ema"),
+    (["ddim", "--label", "12"], "0 to 11"),
+    (["ddim", "--label", "zigzga"], "did you mean zigzag?"),
+    (["ddim", "--guidance", "-1"], "--guidance"),
+    (["ddim", "--upscale", "0"], "--upscale"),
+    (["ddim", "--stpes", "5"], "did you mean --steps?"),
+    (["ddim", "--device", "cuda:99"], "--device"),
+    (["ddim", "--out", "file"], "file"),
+    (["ddim", "--ckpt", "nothing.pth"], "no such checkpoint"),
+    (["ddim", "--ckpt", "."], "a folder"),
+    (["ddim", "--ckpt", "best"], "python main.py"),
+    (["ddim", "--preset", "smokee"], "did you mean smoke?"),
+    (["ddim", "--preset", "smoke"], "no best.pth"),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"), GENERATE_MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else None
+)
+def test_mistakes_of_generate_get_one_line_and_exit_code_2(program, run_folder, tmp_path, flags, words):
+    (tmp_path / "file").write_text("a file")
+    given = [] if "--ckpt" in flags or "--preset" in flags or not flags else ["--ckpt", run_folder]
+    code, _, err = program("generate", *flags, *given)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err, err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 50])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_one_step_and_T_steps_work(program, run_folder, sampler, steps):
+    assert program("generate", sampler, "--ckpt", run_folder, "-n", 1, "--steps", steps)[0] == 0
+
+
+def test_labels_and_guidance_without_classes_are_refused(program, tmp_path):
+    pictures_in(tmp_path / "pictures")
+    assert program("main", *SMOKE, "--data", "pictures", "--train.steps", 2)[0] == 0
+    for flags in (["--guidance", "2"], ["--label", "3"]):
+        code, _, err = program("generate", "ddim", *flags)
+        assert code == 2 and err.count("\n") == 1 and flags[0] in err and "no classes" in err
+
+
+def test_weights_that_are_not_finite_are_refused(program, run_folder, tmp_path):
+    state = torch.load(run_folder / "best.pth", weights_only=True)
+    state["ema"]["head.bias"].fill_(float("nan"))
+    torch.save(state, tmp_path / "nan.pth")
+    code, _, err = program("generate", "ddim", "--ckpt", "nan.pth", "-n", 1)
+    assert code == 2 and err.count("\n") == 1 and "not finite" in err
+
+
+def test_an_exported_checkpoint_is_small_and_draws_the_same_pictures(program, run_folder, tmp_path):
+    code, out, _ = program("main", "--out", run_folder, "--export", "small.pth")
+    assert code == 0 and hashlib.sha256((tmp_path / "small.pth").read_bytes()).hexdigest() in out
+    assert (tmp_path / "small.pth").stat().st_size < 0.5 * (run_folder / "best.pth").stat().st_size
+    shots = []
+    for path in (run_folder, "small.pth"):
+        assert program("generate", "ddim", "--ckpt", path, "-n", 2)[0] == 0
+        shots.append(pixels("out/ddim/00001.png"))
+    assert abs(shots[0] - shots[1]).max() <= 2
+    code, _, err = program("generate", "ddim", "--ckpt", "small.pth", "--weights", "raw")
+    assert code == 2 and "averaged weights only" in err
+    code, _, err = program("main", "--out", "nowhere", "--export", "small.pth")
+    assert code == 2 and "nowhere/best.pth" in err
+
+
+def test_without_a_run_the_shipped_checkpoint_is_used_and_this_is_said(program):
+    code, out, _ = program("generate", "ddim", "-n", 1, "--steps", 2, "--batch-size", 1)
+    assert code == 0 and "shipped with this program" in out and "assets/textiles.pth" in out
+    assert pixels("out/ddim/00000.png").shape == (32, 32, 3)

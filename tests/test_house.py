@@ -1,0 +1,148 @@
+"""The house rules: direction of imports, equation tags against the index, every command of the README parses."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(
+    p for p in ROOT.rglob("*.py") if not {"tests", "ckpt", "out", "benchmarks"} & set(p.relative_to(ROOT).parts)
+)
+README = (ROOT / "README.md").read_text()
+ROOMS = ("diffusion", "models", "dataset")
+
+# who may import what of ours; the rooms know the config and themselves
+ALLOWED = {
+    "config": set(),
+    "cli": {"config"},
+    "processes": {"config"},
+    "trainer": {"config", "processes", *ROOMS},
+    "main": {"config", "cli", "processes", "trainer", "generate", *ROOMS},
+    "generate": {"config", "cli", "processes", *ROOMS},
+    **{room: {"config", room} for room in ROOMS},
+}
+OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
+PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "pytest", "PIL"}
+
+
+def imports(path):
+    """The top-level names that a file imports, and whether at the top of the file or inside a function."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert all(a.name != "*" for a in node.names), f"{path}: import star"
+            names = [node.module]
+        yield from ((name.split(".")[0], node in tree.body) for name in names)
+
+
+def own(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    wrong = {name for name, _ in imports(path) if name in OURS} - ALLOWED[own(path)]
+    assert not wrong, f"{path.name} imports {wrong}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_stated_packages_are_needed(path):
+    import sys
+
+    needed = {name for name, at_top in imports(path) if at_top} - OURS - set(sys.stdlib_module_names)
+    assert needed <= PACKAGES, f"{path.name} needs {needed - PACKAGES}"
+
+
+def test_no_drawer_for_odds_and_ends():
+    assert not [p for p in SOURCES if p.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+# ---------------------------------------------------------------- equations
+
+PAPERS = (
+    r"DDPM|iDDPM|DDIM|CFG|EDM|Score SDE|DPM-Solver\+\+|Katharopoulos et al\. 2020|Salimans & Ho 2022|Lin et al\. 2023"
+)
+TAG = re.compile(
+    rf"(?<!\w)(?:{PAPERS}),? (?:Eq\. \(\d+\)|Alg\. \d+|Sec\. \d(?:\.\d)*|App\. [A-Z]|Table \d+)"
+    r"|Min-SNR \(Hang et al\. 2023\)"
+)
+
+
+def tags(text):
+    return {t.replace(",", "") for t in TAG.findall(text)}
+
+
+def index():
+    """{tag: file} of the README's equation index."""
+    section = README.split("## Equation index")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+) \| .* \| `([^`]+)` \|$", section, re.M)
+    found = {}
+    for cell, file in rows:
+        assert tags(cell), f"no tag in {cell!r}"
+        found.update({tag: [*found.get(tag, []), file] for tag in tags(cell)})
+    return found
+
+
+def test_every_tag_of_the_source_is_in_the_index_and_the_other_way_round():
+    in_source = set().union(*(tags(p.read_text()) for p in SOURCES))
+    assert in_source == set(index())
+
+
+def test_the_index_names_the_file_that_has_the_tag():
+    for tag, files in index().items():
+        for file in files:
+            assert tag in tags((ROOT / file).read_text()), f"{tag} is not in {file}"
+
+
+def test_the_mathematics_is_explained_beside_the_code():
+    """At least a third of the non-empty lines of diffusion/ teach, as comments or docstrings."""
+    taught = total = 0
+    for path in (ROOT / "diffusion").glob("*.py"):
+        text = path.read_text()
+        doc = set()
+        for node in ast.walk(ast.parse(text)):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                doc |= set(range(node.lineno, node.end_lineno + 1))
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                total += 1
+                taught += number in doc or "#" in line
+    assert taught / total > 1 / 3
+
+
+# ---------------------------------------------------------------- commands
+
+COMMANDS = re.findall(r"^(?:\$ )?(python (?:main|generate)\.py[^\n#]*)", README, re.M)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_every_command_of_the_readme_parses(command):
+    import generate
+    import main
+
+    _, program, *argv = shlex.split(command)
+    module = {"main.py": main, "generate.py": generate}[program]
+    args = module.parser().parse_args(argv)
+    if module is main:
+        assert args.preset in main.PRESETS
+        main.check(main.override(main.PRESETS[args.preset], main.chosen(args)))
+
+
+def test_every_file_that_the_readme_names_exists():
+    for name in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / name).exists(), name

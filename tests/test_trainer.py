@@ -1,0 +1,414 @@
+"""The loop: what it writes, that it can be interrupted anywhere, and that nothing spoils the weights."""
+
+import csv
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import trainer as trainer_module
+from config import PRESETS, Train, UserError, from_dict, override, to_dict
+from dataset import sources
+from dataset.batches import Batches
+from models import checkpoint
+from processes import start
+from trainer import Trainer, locked, lr_at, total_steps
+
+SMOKE = ("--preset", "smoke")
+
+
+def small(folder="run", **values):
+    """A Trainer on a few textiles."""
+    values = {"train.steps": 4, "train.eval_every": 2, **values}
+    config = override(PRESETS["smoke"], values)
+    images = sources.load("textiles", size=config.data.size, channels=3, count=config.data.count)
+    train, val = sources.split(images, config.data.val_fraction, 0)
+    t = Trainer(config, images, train, val, folder, start("cpu"))
+    t.open_folder()
+    return t
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def same(a, b, path=""):
+    """Every tensor and number of two nested states is equal bit for bit; clock readings are left out."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key != "images_per_s":
+                same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b)):
+            same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def last(folder):
+    return checkpoint.load(folder / "last.pth")[1]
+
+
+# ---------------------------------------------------------------- learning rate and budget
+
+
+def test_the_learning_rate_rises_linearly_and_then_stays():
+    c = Train(lr=1.0, warmup_steps=4)
+    assert [lr_at(s, c, 100) for s in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+
+
+def test_the_cosine_learning_rate_falls_to_zero_at_the_end():
+    c = Train(lr=2.0, warmup_steps=10, lr_schedule="cosine")
+    assert lr_at(9, c, 110) == 2.0 == lr_at(10, c, 110)
+    assert lr_at(60, c, 110) == pytest.approx(1.0)
+    assert lr_at(109, c, 110) == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert lr_at(110, c, 110) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_epochs_are_counted_in_whole_images():
+    assert total_steps(Train(epochs=3, batch_size=4, accumulate=2), 100) == math.ceil(300 / 8)
+    assert total_steps(Train(steps=7, epochs=3), 100) == 7
+
+
+# ---------------------------------------------------------------- one step
+
+
+def test_a_step_is_alg_1_with_adam_clipping_and_ema():
+    """Recompute one optimiser step from its parts: t, eps, loss, clipped gradient, Adam's first update."""
+    t = small(**{"train.lr": 1e-2, "train.clip_norm": 0.01, "train.label_dropout": 0.0, "train.ema_decay": 0.9})
+    before = {k: v.clone() for k, v in t.model.state_dict().items()}
+    x_0, y = t.batches(0)
+    trainer_module.seed_everything(0, 0)
+    level, eps = torch.randint(1, 51, (4,)), torch.randn(4, 3, 16, 16)
+    loss = t.diffusion.loss(t.model, x_0, y, t=level, eps=eps).mean()
+    grads = torch.autograd.grad(loss, list(t.model.parameters()), allow_unused=True)
+    norm = math.sqrt(sum(g.square().sum().item() for g in grads if g is not None))
+    assert norm > 0.01
+    t.train_step()
+    for (name, p), g in zip(t.model.named_parameters(), grads):
+        g = torch.zeros_like(p) if g is None else g * (0.01 / norm)
+        expected = before[name] - 1e-2 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(p.detach(), expected, rtol=2e-3, atol=2e-4)
+        shadow = t.ema.model.get_parameter(name)
+        torch.testing.assert_close(shadow, 0.1 * before[name] + 0.9 * p.detach(), rtol=1e-4, atol=1e-6)
+    assert t.sums[0].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert t.sums[1].item() == pytest.approx(norm, rel=1e-4)
+
+
+def test_accumulating_equals_one_batch_of_the_same_images():
+    """Two halves of 2 images against a whole of 4, fed the same t and eps."""
+    weights = []
+    x, y = small().batches(0)
+    torch.manual_seed(0)
+    level, eps = torch.randint(1, 51, (4,)), torch.randn(4, 3, 16, 16)
+    for accumulate in (1, 2):
+        t = small(**{"train.batch_size": 4 // accumulate, "train.accumulate": accumulate})
+
+        def loss(k, t=t, accumulate=accumulate):
+            part = slice(None) if accumulate == 1 else slice(2 * k, 2 * k + 2)
+            return t.diffusion.loss(t.net, x[part], y[part], t=level[part], eps=eps[part]).mean()
+
+        t.loss = loss
+        t.train_step()
+        weights.append(t.model.state_dict())
+    for a, b in zip(*(w.values() for w in weights)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_are_hidden_at_the_stated_rate():
+    t = small(**{"train.label_dropout": 0.25, "train.batch_size": 1000, "data.count": 8})
+    seen = []
+    t.net = lambda x, level, y: seen.append(y) or x
+    t.loss(0)
+    share = (seen[0] == t.model.null_class).float().mean().item()
+    assert 0.2 < share < 0.3
+
+
+def test_training_learns_on_a_few_images():
+    t = small(**{"train.steps": 60, "train.lr": 3e-3, "train.eval_every": 30, "train.ema_decay": 0.9})
+    t.fit()
+    assert t.rows[-1]["train_loss"] < 0.8 * t.rows[0]["train_loss"] or t.rows[-1]["val_loss"] < t.rows[0]["val_loss"]
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+def test_a_run_writes_everything_it_promises(run_folder):
+    names = {str(p.relative_to(run_folder)) for p in run_folder.rglob("*") if p.is_file()}
+    samples = {"samples/data.png", "samples/step_0000004.png", "samples/step_0000008.png"}
+    assert names >= {"config.json", "last.pth", "best.pth", "metrics.csv", "loss.png", *samples}
+    assert not [n for n in names if n.endswith(".tmp")]
+    assert from_dict(json.loads((run_folder / "config.json").read_text())) == PRESETS["smoke"]
+    rows = list(csv.DictReader((run_folder / "metrics.csv").read_text().splitlines()))
+    assert [int(r["step"]) for r in rows] == [4, 8]
+    assert all(math.isfinite(float(v)) for r in rows for v in r.values())
+    for r in rows:  # the validation loss is the mean of its quarters
+        assert float(r["val_loss"]) == pytest.approx(np.mean([float(r[f"val_q{q}"]) for q in (1, 2, 3, 4)]), rel=1e-5)
+    for png in run_folder.rglob("*.png"):
+        with Image.open(png) as image:
+            image.load()
+    best, state = checkpoint.load(run_folder / "best.pth")
+    assert best == PRESETS["smoke"] and len(state["classes"]) == 12
+    assert last(run_folder)["best"] == min(float(r["val_loss"]) for r in rows)
+
+
+def test_the_validation_loss_is_fixed_and_moves_with_the_ema_weights_only():
+    t = small()
+    first = t.validate()
+    torch.manual_seed(123)
+    assert t.validate() == first
+    with torch.no_grad():
+        t.model.head.bias.add_(1.0)
+    assert t.validate() == first
+    with torch.no_grad():
+        t.ema.model.head.bias.add_(1.0)
+    assert t.validate()["val_loss"] > first["val_loss"]
+
+
+def test_validation_timesteps_cover_all_quarters_evenly():
+    t = small(**{"train.val_images": 8})
+    seen = []
+    t.ema.model = lambda x, level, y: seen.append(level) or torch.zeros_like(x)
+    t.validate()
+    levels = torch.cat(seen)
+    assert torch.bincount((levels - 1) * 4 // 50).tolist() == [2, 2, 2, 2] and len(set(levels.tolist())) == 8
+
+
+# ---------------------------------------------------------------- interruption and resume
+
+
+def test_2n_steps_equal_n_steps_a_stop_and_n_more_bit_for_bit(program, tmp_path):
+    flags = (*SMOKE, "--model.dropout", "0.1", "--train.steps", "8", "--train.accumulate", "2")
+    assert program("main", *flags, "--out", "whole")[0] == 0
+    interrupt_at(3)
+    code, out, _ = program("main", *flags, "--out", "halves")
+    assert code == 130 and "--preset smoke --out halves --resume" in out
+    restore()
+    assert last(tmp_path / "halves")["step"] == 3
+    assert program("main", *SMOKE, "--out", "halves", "--resume")[0] == 0
+    same(last(tmp_path / "whole"), last(tmp_path / "halves"))
+    whole, halves = (checkpoint.load(tmp_path / f / "best.pth")[1] for f in ("whole", "halves"))
+    same(whole, halves)
+
+
+REAL_STEP = Trainer.train_step
+
+
+def interrupt_at(step, number=signal.SIGINT):
+    """Send ourselves a signal in the middle of a step."""
+
+    def train_step(self):
+        REAL_STEP(self)
+        if self.step == step:
+            os.kill(os.getpid(), number)
+
+    Trainer.train_step = train_step
+
+
+def restore():
+    Trainer.train_step = REAL_STEP
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    yield
+    restore()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_training_saves_and_says_how_to_go_on(program, tmp_path, number):
+    interrupt_at(5, number)
+    code, out, err = program("main", *SMOKE)
+    assert code == 130 and "stopped at step 5; go on with: python main.py --preset smoke --resume" in out
+    assert "Traceback" not in err
+    assert last(tmp_path / "ckpt/smoke")["step"] == 5
+
+
+@pytest.mark.parametrize("where", ["validate", "sample"])
+def test_a_signal_during_an_evaluation_is_made_up_for_on_resume(program, tmp_path, monkeypatch, where):
+    assert program("main", *SMOKE, "--out", "whole")[0] == 0
+    real = getattr(Trainer, where)
+
+    def interrupted(self, *args):
+        if self.step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, where, interrupted)
+    assert program("main", *SMOKE, "--out", "halves")[0] == 130
+    monkeypatch.setattr(Trainer, where, real)
+    assert last(tmp_path / "halves")["step"] == 8 and len(last(tmp_path / "halves")["rows"]) == 1
+    assert program("main", *SMOKE, "--out", "halves", "--resume")[0] == 0
+    same(last(tmp_path / "whole"), last(tmp_path / "halves"))
+
+
+def test_a_second_signal_while_saving_leaves_the_last_good_file(program, tmp_path, monkeypatch):
+    interrupt_at(5)
+    real = torch.save
+
+    def save(state, path):
+        real({"half": 1}, path)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
+    good = (tmp_path / "ckpt/smoke/last.pth").read_bytes()
+    monkeypatch.setattr(torch, "save", save)
+    code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8)
+    assert code == 130 and "Traceback" not in err
+    assert (tmp_path / "ckpt/smoke/last.pth").read_bytes() == good
+    assert not list((tmp_path / "ckpt").rglob("*.tmp"))
+
+
+def test_an_existing_run_is_never_overwritten(program, tmp_path):
+    assert program("main", *SMOKE)[0] == 0
+    before = (tmp_path / "ckpt/smoke/last.pth").read_bytes()
+    code, _, err = program("main", *SMOKE)
+    assert code == 2 and "--resume" in err and "--out DIR" in err
+    assert (tmp_path / "ckpt/smoke/last.pth").read_bytes() == before
+
+
+def test_a_finished_run_can_be_extended(program, tmp_path):
+    assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
+    code, _, err = program("main", *SMOKE, "--resume")
+    assert code == 2 and "--train.steps" in err
+    assert program("main", *SMOKE, "--resume", "--train.steps", 8)[0] == 0
+    assert last(tmp_path / "ckpt/smoke")["step"] == 8
+
+
+def test_resume_refuses_another_network_and_other_data(program):
+    assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
+    code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8, "--model.channels", 16)
+    assert code == 2 and "--model.channels cannot change" in err
+    code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8, "--data.count", 20)
+    assert code == 2 and "data has changed" in err
+    code, _, err = program("main", *SMOKE, "--out", "nowhere", "--resume")
+    assert code == 2 and "nothing to resume" in err
+    code, _, err = program("main", *SMOKE, "--out", "new", "--train.steps", 4)
+    os.replace("new/best.pth", "new/last.pth")
+    code, _, err = program("main", *SMOKE, "--out", "new", "--resume", "--train.steps", 8)
+    assert code == 2 and "cannot be resumed" in err
+
+
+# ---------------------------------------------------------------- NaN
+
+
+def poison(monkeypatch, when):
+    real = Batches.__call__
+
+    def call(self, k):
+        x, y = real(self, k)
+        return (x * math.nan if when(k) else x), y
+
+    monkeypatch.setattr(Batches, "__call__", call)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_poisoned_batch_is_skipped_and_counted(monkeypatch, value):
+    t = small(**{"train.steps": 8, "train.eval_every": 4})
+    t.train_step()
+    t.train_step()
+    weights, shadow = ({k: v.clone() for k, v in m.state_dict().items()} for m in (t.model, t.ema.model))
+    moments = {k: v["exp_avg"].clone() for k, v in t.optimizer.state_dict()["state"].items()}
+    real = t.batches
+    t.batches = lambda k: (real(k)[0] * value, real(k)[1])
+    t.train_step()
+    t.batches = real
+    assert all(torch.equal(v, weights[k]) for k, v in t.model.state_dict().items())
+    assert all(torch.equal(v, shadow[k]) for k, v in t.ema.model.state_dict().items())
+    for k, v in t.optimizer.state_dict()["state"].items():
+        assert torch.equal(v["exp_avg"], moments[k]) and v["step"] == 2
+    assert t.skipped == 1 and t.streak == 1
+    t.fit()
+    assert t.streak == 0 and t.rows[-1]["skipped"] == 1
+    assert all(math.isfinite(v) for r in t.rows for v in r.values())
+    assert all(torch.isfinite(v).all() for v in last(t.folder)["model"].values())
+
+
+def test_a_training_that_is_always_poisoned_stops_and_names_the_last_good_checkpoint(program, monkeypatch, tmp_path):
+    poison(monkeypatch, lambda k: k >= 4)
+    code, _, err = program("main", *SMOKE, "--train.steps", 100, "--train.max_skips", 7, "--train.eval_every", 4)
+    assert code == 2 and err.count("\n") == 1
+    assert "10 steps in a row" in err or "in a row had a gradient that is not finite" in err
+    assert "ckpt/smoke/last.pth" in err
+    assert all(torch.isfinite(v).all() for v in last(tmp_path / "ckpt/smoke")["ema"].values())
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def test_two_processes_cannot_train_in_one_folder(program):
+    with locked("ckpt/smoke"):
+        code, _, err = program("main", *SMOKE)
+    assert code == 2 and "another process is training here" in err
+    assert program("main", *SMOKE)[0] == 0
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.last.pth.abc.tmp").write_text("half")
+    small().fit()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_still_loads(program, monkeypatch, tmp_path):
+    real = torch.save
+
+    def full(state, path):
+        if state["step"] > 4:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    code, _, err = program("main", *SMOKE)
+    assert code == 2 and err.count("\n") == 1 and "cannot write" in err and "untouched" in err
+    assert last(tmp_path / "ckpt/smoke")["step"] == 4
+
+
+def test_a_run_folder_that_vanishes_stops_with_one_line(program, monkeypatch):
+    import shutil
+
+    real = Trainer.validate
+
+    def validate(self):
+        if self.step == 8:
+            shutil.rmtree(self.folder)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    code, _, err = program("main", *SMOKE)
+    assert code == 2 and err.count("\n") == 1 and "cannot write ckpt/smoke" in err
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(monkeypatch):
+    t = small(**{"train.steps": 8})
+    losses = iter([0.5, 0.3, 0.4, 0.6])
+    monkeypatch.setattr(
+        t, "validate", lambda: {"val_loss": next(losses), **dict.fromkeys(trainer_module.QUARTERS, 1.0)}
+    )
+    t.fit()
+    assert checkpoint.load(t.folder / "best.pth")[1]["step"] == 4
+    assert t.best == 0.3 and last(t.folder)["step"] == 8
+
+
+def test_batch_sizes_that_processes_cannot_share_are_refused():
+    from dataclasses import replace
+
+    config = override(PRESETS["smoke"], {"train.batch_size": 3})
+    images = sources.load("textiles", size=(16, 16), channels=3, count=8)
+    with pytest.raises(UserError, match="not a multiple of the 2 processes"):
+        Trainer(config, images, [0], [1], "x", replace(start("cpu"), world=2))
+
+
+def test_the_config_survives_json():
+    for config in PRESETS.values():
+        assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
