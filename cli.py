@@ -1,14 +1,19 @@
-"""How does a command line fail?  In one line that says what to type, with exit code 2; `--debug` shows where.
+"""What do all the programs' command lines have in common?
 
-Shared by every program at the top of the tree.
+How they fail: in one line that says what to type, with exit code 2 (`--debug` shows where).  How they name a
+checkpoint and a class.
 """
 
 import argparse
 import difflib
+import os
 import sys
 import warnings
+from pathlib import Path
 
-from config import UserError
+from config import PRESETS, UserError, nearest
+
+SHIPPED = Path(__file__).resolve().parent / "assets" / "textiles.pth"
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +71,55 @@ def number(low=0.0, name="a number"):
         return value
 
     return parse
+
+
+def add_checkpoint(parser):
+    """The arguments of every program that uses a checkpoint."""
+    parser.add_argument("--ckpt", metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)")
+    parser.add_argument("--preset", metavar="NAME", help="take last or best of this preset's run in ckpt/")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights, or the trained ones"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="picture i depends on (seed, i) only")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def find_checkpoint(ckpt, preset):
+    """The path that --ckpt and --preset name; without either the newest run, or else the checkpoint shipped with us."""
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset {preset}: unknown{nearest(preset, PRESETS)}")
+    if ckpt not in (None, "last", "best"):
+        path = Path(ckpt)
+        return path / "best.pth" if (path / "best.pth").exists() else path
+    name = f"{ckpt or 'best'}.pth"
+    runs = [Path("ckpt") / preset / name] if preset else list(Path("ckpt").glob(f"*/{name}"))
+    runs = [r for r in runs if r.exists()]
+    if runs:
+        return max(runs, key=lambda r: r.stat().st_mtime)
+    if preset or ckpt:
+        where = f"ckpt/{preset}" if preset else "ckpt/"
+        raise UserError(f"there is no {name} in {where} yet: run python main.py, or leave --ckpt and --preset out")
+    print(f"no run in ckpt/ yet: using the checkpoint shipped with this program, {os.path.relpath(SHIPPED)}")
+    return SHIPPED
+
+
+def find_label(text, classes, num_classes):
+    """The label that --label names: a number, None for the null class, or "each" for all in turn."""
+    if not num_classes:
+        if text not in (None, "none"):
+            raise UserError(f"--label {text}: the model has no classes; leave it out")
+        return None
+    if text is None:
+        return "each"
+    if text == "none":
+        return None
+    if text in classes:
+        return classes.index(text)
+    if text.isdigit() and int(text) < num_classes:
+        return int(text)
+    names = ", ".join(f"{i} {c}" for i, c in enumerate(classes))
+    raise UserError(f"--label {text}: unknown{nearest(text, classes)}; there are 0 to {num_classes - 1}: {names}")
 
 
 def run(main, argv=None):

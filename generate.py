@@ -5,7 +5,6 @@ The checkpoint holds the config, so no data and no flags of the architecture are
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -14,15 +13,13 @@ from tqdm import tqdm
 
 import cli
 import processes
-from config import PRESETS, UserError, nearest
+from config import UserError
 from dataset import pictures
 from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise, spaced
 from models import checkpoint
-from models.unet import UNet
 
-SHIPPED = Path(__file__).resolve().parent / "assets" / "textiles.pth"
 STAGES = 8  # columns of --strip
 FRAMES = 40  # of --gif, at most
 WORK = 16  # pictures in one batch by default
@@ -35,13 +32,10 @@ def parser():
     commands = p.add_subparsers(dest="sampler", metavar="|".join(SAMPLERS), required=True, parser_class=cli.Parser)
     for name, sampler in SAMPLERS.items():
         s = commands.add_parser(name, prog=f"generate.py {name}", help=sampler.__doc__.split("\n")[0])
-        s.add_argument("--ckpt", metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)")
-        s.add_argument("--preset", metavar="NAME", help="take last or best of this preset's run in ckpt/")
+        cli.add_checkpoint(s)
         s.add_argument("-n", type=cli.whole(1), default=16, help="how many pictures (default 16)")
         s.add_argument("--batch-size", type=cli.whole(1), default=WORK, metavar="B", help=f"at once (default {WORK})")
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="network evaluations, 1..T")
-        s.add_argument("--seed", type=cli.whole(0), default=0, help="picture i depends on (seed, i) only")
-        s.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged weights, or the trained ones")
         s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
         s.add_argument("--guidance", type=cli.number(), metavar="S", help="1 = conditional, 0 = unconditional")
         s.add_argument("--no-clip", action="store_true", help="do not keep x0-hat in [-1, 1]")
@@ -49,9 +43,7 @@ def parser():
         s.add_argument("--strip", action="store_true", help="equally spaced stages, with x0-hat below")
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
         s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
-        s.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
         s.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-        s.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == "ddim":
             s.add_argument("--eta", type=cli.number(), default=0.0, help="0 = no fresh noise, 1 = as much as ddpm")
         if name == "ddpm":
@@ -59,62 +51,13 @@ def parser():
     return p
 
 
-def find_checkpoint(args):
-    """The path that --ckpt and --preset name; without either the newest run, or else the checkpoint shipped with us."""
-    if args.preset is not None and args.preset not in PRESETS:
-        raise UserError(f"--preset {args.preset}: unknown{nearest(args.preset, PRESETS)}")
-    if args.ckpt not in (None, "last", "best"):
-        path = Path(args.ckpt)
-        return path / "best.pth" if path.is_dir() and (path / "best.pth").exists() else path
-    name = f"{args.ckpt or 'best'}.pth"
-    runs = [Path("ckpt") / args.preset / name] if args.preset else list(Path("ckpt").glob(f"*/{name}"))
-    runs = [r for r in runs if r.exists()]
-    if runs:
-        return max(runs, key=lambda r: r.stat().st_mtime)
-    if args.preset or args.ckpt:
-        where = f"ckpt/{args.preset}" if args.preset else "ckpt/"
-        raise UserError(f"there is no {name} in {where} yet: run python main.py, or leave --ckpt and --preset out")
-    print(f"no run in ckpt/ yet: using the checkpoint shipped with this program, {os.path.relpath(SHIPPED)}")
-    return SHIPPED
-
-
-def load_model(path, device, weights="ema"):
-    """(model, config, state) of a checkpoint, ready to sample."""
-    config, state = checkpoint.load(path)
-    model = UNet(config.model, config.data.channels, config.data.size)
-    key = "ema" if weights == "ema" else "model"
-    if key not in state:
-        raise UserError(f"{path}: made for sharing, it holds the averaged weights only; use --weights ema")
-    checkpoint.load_weights(model, state[key], path)
-    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return model, config, state
-
-
-def find_label(text, classes, num_classes):
-    """The label that --label names: a number, None for the null class, or "each" for all in turn."""
-    if not num_classes:
-        if text not in (None, "none"):
-            raise UserError(f"--label {text}: the model has no classes; leave it out")
-        return None
-    if text is None:
-        return "each"
-    if text == "none":
-        return None
-    if text in classes:
-        return classes.index(text)
-    if text.isdigit() and int(text) < num_classes:
-        return int(text)
-    names = ", ".join(f"{i} {c}" for i, c in enumerate(classes))
-    raise UserError(f"--label {text}: unknown{nearest(text, classes)}; there are 0 to {num_classes - 1}: {names}")
-
-
 def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
-    path = find_checkpoint(args)
+    path = cli.find_checkpoint(args.ckpt, args.preset)
     group = processes.start(args.device)
     device = group.device
-    model, config, state = load_model(path, device, args.weights)
+    model, config, state = checkpoint.load_model(path, device, args.weights)
     diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
     schedule, T, classes = diffusion.schedule, diffusion.T, model.null_class
 
@@ -122,7 +65,7 @@ def main(argv):
     if steps > T:
         raise UserError(f"--steps {steps}: this checkpoint has T = {T}, so 1 to {T}")
     timesteps = spaced(T, steps)
-    label = find_label(args.label, state.get("classes", []), classes)
+    label = cli.find_label(args.label, state.get("classes", []), classes)
     if args.guidance is not None and not classes:
         raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
     guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from config import UserError, check, from_dict, to_dict
+from models.unet import UNet
 
 VERSION = 1
 KEYS = ("config", "ema", "step")  # what every checkpoint has; "model" too, unless it was made to be shared
@@ -113,3 +114,14 @@ def load_weights(model, state_dict, path):
         if name not in wanted:
             raise UserError(f"{path}: its weights do not fit its config: {name} is left over")
     model.load_state_dict(given)
+
+
+def load_model(path, device="cpu", weights="ema"):
+    """(model, config, state) of a checkpoint, ready to sample.  weights: "ema" | "raw"."""
+    config, state = load(path)
+    key = "ema" if weights == "ema" else "model"
+    if key not in state:
+        raise UserError(f"{path}: made for sharing, it holds the averaged weights only; use --weights ema")
+    model = UNet(config.model, config.data.channels, config.data.size)
+    load_weights(model, state[key], path)
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), config, state

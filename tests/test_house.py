@@ -1,6 +1,7 @@
 """The house rules: direction of imports, equation tags against the index, every command of the README parses."""
 
 import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -21,7 +22,7 @@ ALLOWED = {
     "processes": {"config"},
     "trainer": {"config", "processes", *ROOMS},
     "main": {"config", "cli", "processes", "trainer", "generate", *ROOMS},
-    "generate": {"config", "cli", "processes", *ROOMS},
+    **{key: {"config", "cli", "processes", *ROOMS} for key in ("generate", "explore", "evaluate", "edit")},
     **{room: {"config", room} for room in ROOMS},
 }
 OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
@@ -123,7 +124,7 @@ def test_the_mathematics_is_explained_beside_the_code():
 
 # ---------------------------------------------------------------- commands
 
-COMMANDS = re.findall(r"^(?:\$ )?(python (?:main|generate)\.py[^\n#]*)", README, re.M)
+COMMANDS = re.findall(r"^(?:\$ )?(python (?:main|generate|explore|evaluate|edit)\.py[^\n#]*)", README, re.M)
 
 
 def test_there_are_commands():
@@ -132,11 +133,10 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_of_the_readme_parses(command):
-    import generate
     import main
 
     _, program, *argv = shlex.split(command)
-    module = {"main.py": main, "generate.py": generate}[program]
+    module = importlib.import_module(program.removesuffix(".py"))
     args = module.parser().parse_args(argv)
     if module is main:
         assert args.preset in main.PRESETS
