@@ -197,7 +197,7 @@ class Trainer:
 
     @torch.no_grad()
     def sample(self, n):
-        """n pictures of the EMA weights, always from the same noise: uint8 (n, C, H, W), and the stages of the first."""
+        """n pictures of the EMA weights from fixed noise: uint8 (n, C, H, W), and all stages of the first."""
         c = self.config
         noise = image_noise(c.train.seed, range(n))
         x = noise(torch.empty(n, c.data.channels, *c.data.size, device=self.device))
