@@ -81,8 +81,8 @@ def main(argv):
     print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
     print(f"{args.sampler}, {steps} steps, {device}, {args.precision}")
     shown = min(args.n, args.batch_size, SHOWN)
-    frames = evenly(0, steps, FRAMES) if args.gif else []
-    columns = evenly(1, steps, STAGES) if args.strip else []
+    frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
+    columns = pictures.evenly(1, steps, STAGES) if args.strip else []
     wanted, kept, results = {*frames, *columns}, {}, []  # kept: {stage: (x, x0-hat)} of the first pictures
     # Every batch is full: the last is padded with the numbers that would come next.  So the bytes do not depend on n.
     batches = range(0, args.n, args.batch_size)
@@ -115,12 +115,6 @@ def main(argv):
     }  # fmt: skip
     write(out, torch.cat(results), [kept[i] for i in frames], [kept[i] for i in columns], args.upscale, settings)
     return 0
-
-
-def evenly(first, last, count):
-    """At most `count` whole numbers spread evenly over first..last, both included."""
-    count = min(count, last - first + 1)
-    return [first + round(i * (last - first) / max(1, count - 1)) for i in range(count)]
 
 
 def prepare(out):

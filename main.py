@@ -11,11 +11,15 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import cli
 import processes
+from board import Board
 from config import ABOUT, PRESETS, UserError, check, field_types, nearest, override, parse_value, to_dict
 from dataset import pictures, sources
 from models import checkpoint
+from trainer import Trainer, locked, peak_memory
 
 PICTURES = 64  # in the grid of --verify
 
@@ -34,6 +38,7 @@ def parser():
     p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     p.add_argument("--compile", action="store_true", help="torch.compile the network: minutes at first, then faster")
+    p.add_argument("--tensorboard", action="store_true", help="also log to the run folder for TensorBoard")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name in field_types():
         p.add_argument(f"--{name}", metavar="VALUE", help=cli.argparse.SUPPRESS)
@@ -114,8 +119,6 @@ def verify(config, images, train, val):
     for label, name in enumerate(images.classes):
         print(f"class     {label:>3}  {name}: {(images.labels == label).sum():,} images")
     path = Path(f"verify-{config.name}.png")
-    import torch
-
     some = torch.from_numpy(images.pixels[train[:: max(1, len(train) // PICTURES)][:PICTURES]].copy())
     with checkpoint.replacing(path) as temp:
         pictures.save_png(temp, pictures.grid(pictures.upscale(some, pictures.readable_scale(config.data.size))))
@@ -157,11 +160,13 @@ def main(argv):
 
 def train_run(args, config, state, folder, group):
     """Load the data, build the trainer, train."""
-    from trainer import Trainer, locked, peak_memory  # late: --help and --list-presets need no torch
-
     say = print if group.main else lambda *_: None
+    if not args.verify and not args.dry_run:
+        say(f"run       {folder}")
     d = config.data
-    images = sources.load(d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
+    images = group.main_first(
+        lambda: sources.load(d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
+    )
     config = check(fit_classes(config, images, explicit=getattr(args, "model.num_classes") is not None))
     train, val = sources.split(images, d.val_fraction, d.seed)
     shape = "x".join(str(n) for n in (*d.size, d.channels))
@@ -172,9 +177,9 @@ def train_run(args, config, state, folder, group):
     with tempfile.TemporaryDirectory() as scratch:
         if args.dry_run:
             config, folder = shrink(config), Path(scratch)
-        say(f"run       {folder}")
         with locked(folder) if group.main else contextlib.nullcontext():
-            trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile)
+            board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
+            trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
             parameters = sum(p.numel() for p in trainer.model.parameters())
             say(f"network   U-Net, {parameters:,} parameters, {config.model.num_classes or 'no'} classes")
             compiled = "compiled" if args.compile else "not compiled"
@@ -201,8 +206,8 @@ def train_run(args, config, state, folder, group):
     if args.dry_run:
         say("dry run   trained, validated, saved, loaded and sampled; nothing was kept")
     else:
-        say(f"run       {folder}: last.pth, best.pth, metrics.csv, loss.png, samples/")
         say(f"more      python generate.py ddim --ckpt {folder}/best.pth")
+        say(f"run       {folder}: last.pth, best.pth, metrics.csv, loss.png, samples/")
     return 0
 
 

@@ -39,6 +39,20 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    def gather(self, thing):
+        """The list of every process's `thing` (anything that pickles), by rank, in every process."""
+        things = [thing]
+        if self.world > 1:
+            things = [None] * self.world
+            dist.all_gather_object(things, thing)
+        return things
+
+    def main_first(self, work):
+        """work(), in the main process before the others: it downloads or fills a cache, they find it there."""
+        result = work() if self.main else None
+        self.wait()
+        return result if self.main else work()
+
 
 def start(device="auto"):
     """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1 | mps."""

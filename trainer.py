@@ -35,6 +35,7 @@ from models.unet import UNet
 QUARTERS = ("val_q1", "val_q2", "val_q3", "val_q4")  # validation loss where t is in the first, ... last quarter of 1..T
 COLUMNS = ("step", "epoch", "train_loss", "val_loss", *QUARTERS, "lr", "grad_norm", "skipped", "images_per_s")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STAGES = 8  # columns of a strip
 READ_EVERY = 10  # steps between two looks at the loss: each look makes the host wait for the device
 
 
@@ -74,10 +75,12 @@ class Trainer:
     config: the run.  images: dataset.sources.Images.  train, val: which of them to use, index arrays.
     folder: where everything is written.  processes: from processes.start().
     precision: fp32 | bf16 | fp16 | auto (bf16 on CUDA, fp32 elsewhere).  compiled: torch.compile the network.
+    board: a board.Board that is shown each evaluation, or None.
     """
 
-    def __init__(self, config, images, train, val, folder, processes, precision="auto", compiled=False):
+    def __init__(self, config, images, train, val, folder, processes, precision="auto", compiled=False, board=None):
         self.config, self.images, self.folder, self.processes = config, images, Path(folder), processes
+        self.board = board
         self.device = device = processes.device
         c = config.train
         if c.batch_size % processes.world:
@@ -197,21 +200,23 @@ class Trainer:
 
     @torch.no_grad()
     def sample(self, n):
-        """n pictures of the EMA weights from fixed noise: uint8 (n, C, H, W), and all stages of the first."""
+        """n pictures of the EMA weights from fixed noise, uint8 (n, C, H, W), and the first one's walk: a list of
+        (2, C, H, W), x_t and x0-hat of each stage.
+        """
         c = self.config
         noise = image_noise(c.train.seed, range(n))
         x = noise(torch.empty(n, c.data.channels, *c.data.size, device=self.device))
         y = torch.arange(n, device=self.device) % c.model.num_classes if c.model.num_classes else None
         denoise = self.diffusion.denoiser(self.ema.model, y, guidance=c.sample.guidance)
-        stages = [x[:1]]
+        stages = []
         with self.autocast():
             levels = spaced(self.diffusion.T, c.sample.steps)
             walk = ddim(denoise, self.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
             for stage in walk:
                 self._check_stop()
                 x = stage.x
-                stages.append(x[:1])
-        return to_uint8(x), [to_uint8(s) for s in stages]
+                stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())
+        return to_uint8(x).cpu(), stages
 
     def evaluate(self):
         """Validate, sample, write the metrics, and save; best.pth too if the validation loss is the lowest so far."""
@@ -232,7 +237,7 @@ class Trainer:
         }
         self._check_finite(row["val_loss"])
         if self.processes.main:
-            self._draw_samples()
+            self._draw_samples(row)
         self.rows.append(row)
         best = row["val_loss"] < self.best
         self.best = min(self.best, row["val_loss"])
@@ -245,12 +250,27 @@ class Trainer:
         self._start_averages()  # sampling and saving do not count as training time
         return row, best
 
-    def _draw_samples(self):
-        c = self.config
-        images, _stages = self.sample(c.sample.n)
-        scale = pictures.readable_scale(c.data.size)
-        with checkpoint.replacing(self.folder / "samples" / f"step_{self.step:07d}.png") as temp:
-            pictures.save_png(temp, pictures.grid(pictures.upscale(images, scale)))
+    def _draw_samples(self, row):
+        """A grid, and the walk of its first picture as a strip; both from the same noise at every evaluation."""
+        images, stages = self.sample(self.config.sample.n)
+        scale = pictures.readable_scale(self.config.data.size)
+        columns = [stages[i] for i in pictures.evenly(0, len(stages) - 1, STAGES)]
+        drawn = {
+            "step": pictures.grid(pictures.upscale(images, scale)),
+            "strip": pictures.strip([pictures.upscale(stage, scale) for stage in columns]),
+        }
+        for name, picture in drawn.items():
+            with checkpoint.replacing(self.folder / "samples" / f"{name}_{self.step:07d}.png") as temp:
+                pictures.save_png(temp, picture)
+        if self.board:
+            self.board.show(row, drawn)
+
+    def animate_strips(self):
+        """samples/strips.gif: the strips of all evaluations one after the other, so that one sees it learn."""
+        frames = [pictures.load_png(p) for p in sorted((self.folder / "samples").glob("strip_*.png"))]
+        frames = [f for f in frames if f.shape == frames[-1].shape]  # a resumed run may have changed sample.steps
+        with checkpoint.replacing(self.folder / "samples" / "strips.gif") as temp:
+            pictures.save_gif(temp, frames, milliseconds=600)
 
     def _check_finite(self, loss):
         if not math.isfinite(loss):
@@ -276,7 +296,7 @@ class Trainer:
         """Train until the budget is used up.  Raises KeyboardInterrupt, after saving, when a signal asked to stop."""
         with self._signals(), self._bar() as bar:
             try:
-                self._start_averages() if not self.step else None
+                self.clock, self.clock_step = time.perf_counter(), self.step
                 while True:
                     due = self.step % self.config.train.eval_every == 0 or self.step == self.steps
                     if due and self.step and not self._evaluated():
@@ -293,6 +313,8 @@ class Trainer:
                 if self.processes.main:
                     self.save()
                 raise KeyboardInterrupt from None
+        if self.processes.main:
+            self.animate_strips()
 
     def _bar(self):
         return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.processes.main else True,

@@ -1,7 +1,7 @@
 """How do tensors become files that one can look at?  PNG, grids, strips and GIFs from uint8 images (N, C, H, W)."""
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torchvision.utils import make_grid
 
@@ -28,6 +28,12 @@ def strip(stages, padding=2):
     return grid(rows.flatten(0, 1), columns=len(stages), padding=padding)
 
 
+def evenly(first, last, count):
+    """At most `count` whole numbers spread evenly over first..last, both included."""
+    count = min(count, last - first + 1)
+    return [first + round(i * (last - first) / max(1, count - 1)) for i in range(count)]
+
+
 def to_pil(image):
     """(C, H, W) uint8 with 1, 3 or 4 channels -> PIL image.  A grid of grey images has 3 channels already."""
     array = image.permute(1, 2, 0).cpu().numpy()
@@ -39,13 +45,15 @@ def save_png(path, image):
     to_pil(image).save(path, format="PNG")
 
 
+def load_png(path):
+    """The (C, H, W) uint8 picture that `save_png` wrote."""
+    with Image.open(path) as image:
+        array = np.array(image)
+    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
+
+
 def save_gif(path, frames, milliseconds=80, hold=1500):
     """Write (C, H, W) uint8 frames as a GIF that loops for ever and holds its last frame."""
     pictures = [to_pil(f[:3]).convert("RGB") for f in frames]
     times = [milliseconds] * (len(pictures) - 1) + [hold]
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
-
-
-def pad_to(image, height, width):
-    """(C, H, W) padded with white at the bottom and the right."""
-    return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=255)

@@ -20,8 +20,9 @@ ALLOWED = {
     "config": set(),
     "cli": {"config"},
     "processes": {"config"},
+    "board": {"config"},
     "trainer": {"config", "processes", *ROOMS},
-    "main": {"config", "cli", "processes", "trainer", "generate", *ROOMS},
+    "main": {"config", "cli", "processes", "board", "trainer", "generate", *ROOMS},
     **{key: {"config", "cli", "processes", *ROOMS} for key in ("generate", "explore", "evaluate", "edit")},
     **{room: {"config", room} for room in ROOMS},
 }

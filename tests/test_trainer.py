@@ -145,7 +145,8 @@ def test_training_learns_on_a_few_images():
 
 def test_a_run_writes_everything_it_promises(run_folder):
     names = {str(p.relative_to(run_folder)) for p in run_folder.rglob("*") if p.is_file()}
-    samples = {"samples/data.png", "samples/step_0000004.png", "samples/step_0000008.png"}
+    samples = {"samples/data.png", "samples/strips.gif"}
+    samples |= {f"samples/{kind}_000000{step}.png" for kind in ("step", "strip") for step in (4, 8)}
     assert names >= {"config.json", "last.pth", "best.pth", "metrics.csv", "loss.png", *samples}
     assert not [n for n in names if n.endswith(".tmp")]
     assert from_dict(json.loads((run_folder / "config.json").read_text())) == PRESETS["smoke"]
