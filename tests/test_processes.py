@@ -1,0 +1,71 @@
+"""Several processes must do what one does: same weights, same files, any number on resume."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import UserError
+from models import checkpoint
+from processes import Processes, choose_device
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ["--preset", "smoke", "--train.accumulate", "2", "--device", "cpu"]
+
+
+def torchrun(folder, *argv, processes=2):
+    """Run one of our programs in several processes, as a user does."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / argv[0]), *map(str, argv[1:])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def states(folder):
+    return checkpoint.load(Path(folder) / "last.pth")[1]
+
+
+def close(a, b):
+    for key in ("model", "ema"):
+        assert a[key].keys() == b[key].keys()
+        for name in a[key]:
+            torch.testing.assert_close(a[key][name], b[key][name], rtol=0, atol=1e-6)
+    assert [r["step"] for r in a["rows"]] == [r["step"] for r in b["rows"]]
+    for one, two in zip(a["rows"], b["rows"]):
+        for key in ("train_loss", "val_loss", "grad_norm", "val_q1"):
+            assert one[key] == pytest.approx(two[key], rel=1e-4)
+
+
+def test_two_processes_train_and_generate_as_one_does_and_one_resumes_them(program, tmp_path):
+    """Same global batch, after 4 steps with accumulation: weights and EMA agree to 1e-6.  Then one process goes on."""
+    out = torchrun(tmp_path, "main.py", *FLAGS, "--train.steps", "4", "--out", "two")
+    assert out.count("2 process(es)") == 1  # only the first one speaks
+    assert program("main", *FLAGS, "--train.steps", "8", "--train.eval_every", "4", "--out", "one")[0] == 0
+    assert program("main", *FLAGS, "--train.steps", "4", "--out", "four")[0] == 0
+    two = states(tmp_path / "two")
+    close(two, states(tmp_path / "four"))
+    assert not [name for name in two["model"] if name.startswith(("module.", "_orig_mod."))]
+    assert program("main", *FLAGS, "--resume", "--train.steps", "8", "--out", "two")[0] == 0
+    close(states(tmp_path / "two"), states(tmp_path / "one"))
+
+
+def test_one_process_needs_no_engine():
+    alone = Processes(0, 1, torch.device("cpu"))
+    assert alone.main and alone.gather(3) == [3] and alone.main_first(lambda: 5) == 5
+    assert alone.sum(torch.tensor(2.0)).item() == 2.0
+    alone.wait()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "xpu", "cpu:a", "meta", ""])
+def test_devices_that_are_not_there_are_refused(name):
+    with pytest.raises(UserError, match="--device"):
+        choose_device(name)
+
+
+def test_auto_finds_a_device():
+    assert choose_device("auto").type in ("cpu", "cuda", "mps") and choose_device("cpu") == torch.device("cpu")
