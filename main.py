@@ -82,10 +82,16 @@ def configure(args):
         if fixed:
             raise UserError(f"--{fixed[0]} cannot change on the way: leave it out, or start a new run with --out DIR")
     else:
-        if last.exists() and not args.dry_run and not args.verify:
-            raise UserError(f"{folder} holds a run: go on with it by --resume, or choose another folder with --out DIR")
+        if not args.dry_run and not args.verify:
+            check_free(folder)
         config = PRESETS[args.preset]
     return override(config, values), state, folder
+
+
+def check_free(folder):
+    """A new run never overwrites another."""
+    if (folder / "last.pth").exists():
+        raise UserError(f"{folder} holds a run: go on with it by --resume, or choose another folder with --out DIR")
 
 
 def field_of(config, name):
@@ -178,6 +184,8 @@ def train_run(args, config, state, folder, group):
         if args.dry_run:
             config, folder = shrink(config), Path(scratch)
         with locked(folder) if group.main else contextlib.nullcontext():
+            if state is None:
+                check_free(folder)  # again, now that nobody else can write: one may have finished meanwhile
             board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
             trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
             parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -190,10 +198,10 @@ def train_run(args, config, state, folder, group):
             if state is not None:
                 trainer.resume(state)
                 say(f"resumed   at step {trainer.step:,}")
-                if trainer.finished:
-                    raise UserError(f"{folder} is finished ({trainer.steps:,} steps); more with --train.steps N")
             if group.main:
                 trainer.open_folder()
+            if trainer.finished:
+                raise UserError(f"{folder} is finished ({trainer.steps:,} steps); more with --train.steps N")
             group.wait()
             try:
                 trainer.fit()

@@ -269,8 +269,9 @@ class Trainer:
         """samples/strips.gif: the strips of all evaluations one after the other, so that one sees it learn."""
         frames = [pictures.load_png(p) for p in sorted((self.folder / "samples").glob("strip_*.png"))]
         frames = [f for f in frames if f.shape == frames[-1].shape]  # a resumed run may have changed sample.steps
-        with checkpoint.replacing(self.folder / "samples" / "strips.gif") as temp:
-            pictures.save_gif(temp, frames, milliseconds=600)
+        if frames:  # the user may have tidied them away
+            with checkpoint.replacing(self.folder / "samples" / "strips.gif") as temp:
+                pictures.save_gif(temp, frames, milliseconds=600)
 
     def _check_finite(self, loss):
         if not math.isfinite(loss):
@@ -381,10 +382,18 @@ class Trainer:
         scale = pictures.readable_scale(self.config.data.size)
         with checkpoint.replacing(self.folder / "samples" / "data.png") as temp:
             pictures.save_png(temp, pictures.grid(pictures.upscale(to_uint8(x[:36]).cpu(), scale)))
+        if self.rows:  # a run that was killed right after writing last.pth has not written these
+            self._write_views()
+        if self.finished:
+            self.animate_strips()
 
     def save(self):
-        """Write last.pth, and metrics.csv and loss.png, which are only views of what is in it."""
+        """Write last.pth, and then what only shows its content in another way."""
         self._save("last.pth", resumable=True)
+        self._write_views()
+
+    def _write_views(self):
+        """Write metrics.csv and loss.png."""
         with checkpoint.replacing(self.folder / "metrics.csv") as temp, open(temp, "w", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
@@ -469,7 +478,7 @@ def locked(folder):
         raise UserError(f"cannot write in {folder}: {error.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(handle)
         raise UserError(f"{folder}: another process is training here; wait for it, or use --out DIR") from None
     try:
