@@ -36,7 +36,7 @@ MAX_BYTES = 2**30  # per file; a zip can promise any size
 VERSION = 1  # raise it when the same files would decode to other pixels: it retires every cache
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
     name: str  # POSIX path below the root
     size: int  # bytes
     stamp: tuple[int, ...]  # changes when the file does.  ctime too: a chmod may make it readable
@@ -59,9 +59,10 @@ def read(path: Path, *, size: tuple[int, int], channels: int, cache: Path | None
     skipped: "relative/path: reason".  Raises UserError when there is nothing to read.
     """
     path = Path(os.path.abspath(path))
-    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "diffusion"
     if path.is_dir():
-        return _read(path, *_list_folder(path), lambda file: Path(file.handle).read_bytes(), size, channels, cache)
+        return read_listed(
+            path, *_list_folder(path), lambda file: Path(file.handle).read_bytes(), size, channels, cache
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such folder or file; accepted: {ACCEPTED}")
     try:
@@ -70,7 +71,7 @@ def read(path: Path, *, size: tuple[int, int], channels: int, cache: Path | None
         raise UserError(f"{path}: not a folder, nor a readable zip ({error}); accepted: {ACCEPTED}") from error
     with archive:
         files, seen = _list_zip(archive, path)
-        return _read(path, files, seen, lambda file: archive.read(file.handle), size, channels, cache)
+        return read_listed(path, files, seen, lambda file: archive.read(file.handle), size, channels, cache)
 
 
 def fit(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
@@ -98,11 +99,11 @@ def listed(skipped: tuple[str, ...], limit: int = 5) -> str:
 # --- listing ---
 
 
-def _list_folder(root: Path) -> tuple[list[_File], Counter]:
+def _list_folder(root: Path) -> tuple[list[File], Counter]:
     files, seen, visited = [], Counter(), set()
 
     def unreadable(error: OSError) -> None:
-        files.append(_File(Path(error.filename).relative_to(root).as_posix() + "/", 0, (), None, _reason(error)))
+        files.append(File(Path(error.filename).relative_to(root).as_posix() + "/", 0, (), None, _reason(error)))
 
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
         real = os.path.realpath(folder)
@@ -119,11 +120,11 @@ def _list_folder(root: Path) -> tuple[list[_File], Counter]:
                 problem = "" if stat.S_ISREG(s.st_mode) else "not a regular file"  # a pipe would wait for ever
             except OSError as error:
                 problem = _reason(error)
-            files.append(_File(path.relative_to(root).as_posix(), size, stamp, path, problem))
+            files.append(File(path.relative_to(root).as_posix(), size, stamp, path, problem))
     return files, seen
 
 
-def _list_zip(archive: zipfile.ZipFile, path: Path) -> tuple[list[_File], Counter]:
+def _list_zip(archive: zipfile.ZipFile, path: Path) -> tuple[list[File], Counter]:
     files, seen, s = [], Counter(), path.stat()
     for info in archive.infolist():
         # Names only ever become labels and messages, never paths; "../" means nothing in either.
@@ -131,7 +132,7 @@ def _list_zip(archive: zipfile.ZipFile, path: Path) -> tuple[list[_File], Counte
         if not info.is_dir() and _wanted(parts, seen):
             problem = "encrypted" if info.flag_bits & 1 else ""
             stamp = (info.CRC, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-            files.append(_File("/".join(parts), info.file_size, stamp, info, problem))
+            files.append(File("/".join(parts), info.file_size, stamp, info, problem))
     return files, seen
 
 
@@ -168,7 +169,7 @@ def _printable(name: str) -> str:
 # --- decoding ---
 
 
-def _decode(file: _File, open_file: Callable, size: tuple[int, int], channels: int) -> np.ndarray | str:
+def _decode(file: File, open_file: Callable, size: tuple[int, int], channels: int) -> np.ndarray | str:
     """One file -> uint8 (C, H, W), or the reason why not."""
     if file.problem or file.size > MAX_BYTES:
         return file.problem or f"larger than {MAX_BYTES:,} bytes"
@@ -197,7 +198,7 @@ def _reason(error: Exception) -> str:
     return next((reason for kind, reason in table.items() if isinstance(error, kind)), "truncated or damaged")
 
 
-def _decode_all(root: Path, files: list[_File], seen: Counter, decode: Callable, keep: Callable):
+def _decode_all(root: Path, files: list[File], seen: Counter, decode: Callable, keep: Callable):
     """Hand each usable image, in order, to keep(); return the names of the usable, and "name: reason" of the others."""
     names, skipped, workers = [], [], min(32, os.cpu_count() or 1)
     Image.init()  # the decoders register themselves: once, here, rather than in every thread at the same time
@@ -227,8 +228,9 @@ def _decode_all(root: Path, files: list[_File], seen: Counter, decode: Callable,
 # --- caching ---
 
 
-def _read(root, files, seen, open_file, size, channels, cache) -> Decoded:
+def read_listed(root, files, seen, open_file, size, channels, cache) -> Decoded:
     """The listed files, decoded.  Two files in cache hold the answer: pixels as .npy, the rest as .json."""
+    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "diffusion"
     files.sort(key=lambda file: file.name)
     decode = partial(_decode, open_file=open_file, size=size, channels=channels)
     family = _digest(str(root), size, channels)  # one data set at one size ...

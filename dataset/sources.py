@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from config import UserError
-from dataset import folder
+from dataset import folder, huggingface
 
 NAMES = ("textiles", "cifar10", "cifar10-cars")
 AUTOMOBILE = 1  # the cars' class in CIFAR-10; 5,000 of its 50,000 training images
@@ -49,7 +49,8 @@ def load(
     """Every image of a source, as size = (height, width) pixels in 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
     source: "textiles" (drawn: count images, from seed; the others ignore both), "cifar10" or
-    "cifar10-cars" (downloaded once by torchvision into cache, by default ./data), or else the path of
+    "cifar10-cars" (downloaded once by torchvision into cache, by default ./data), "hf:NAME" (the Hugging
+    Face Hub, or a folder that datasets.save_to_disk wrote), or else the path of
     a folder or .zip of images (decoded once into cache, by default ~/.cache/diffusion).  A name wins
     over a folder called the same; ./textiles is the folder.
 
@@ -63,11 +64,14 @@ def load(
         return _textiles(size, channels, count, seed)
     if source in NAMES:
         return _cifar10(source, size, channels, Path("data") if cache is None else cache)
+    if source.startswith("hf:"):
+        pixels, labels, classes, skipped = huggingface.read(source[3:], size=size, channels=channels, cache=cache)
+        return Images(pixels, labels, classes, source, skipped)
     path = os.path.abspath(os.path.expanduser(source))
     if not source or not os.path.exists(path):
         near = difflib.get_close_matches(source.lower(), NAMES, n=1)
         hint = f"; did you mean {near[0]}" if near else ""
-        accepted = f"{', '.join(NAMES)}, or {folder.ACCEPTED}"
+        accepted = f"{', '.join(NAMES)}, hf:NAME, or {folder.ACCEPTED}"
         raise UserError(f"no source is called {source!r}, and there is no {path}{hint}; accepted: {accepted}")
     pixels, labels, classes, skipped = folder.read(Path(path), size=size, channels=channels, cache=cache)
     return Images(pixels, labels, classes, os.path.basename(path), skipped)

@@ -1,0 +1,108 @@
+"""Hugging Face data sets, on one that the test writes to disk; and both optional packages when they are missing."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from config import UserError
+from dataset import sources
+
+
+def noise(i):
+    return np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+
+
+def png(i):
+    out = io.BytesIO()
+    Image.fromarray(noise(i)).save(out, format="PNG")
+    return {"bytes": out.getvalue(), "path": None}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    def save(columns, features, split="train"):
+        data = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        datasets.DatasetDict({split: data}).save_to_disk(str(tmp_path / "set"))
+        return f"hf:{tmp_path / 'set'}"
+
+    return save
+
+
+def load(name, tmp_path):
+    return sources.load(name, size=(12, 12), channels=3, cache=tmp_path / "cache")
+
+
+def test_images_and_labels_come_through_and_are_cached(saved, tmp_path, monkeypatch):
+    import datasets
+
+    features = {
+        "n": datasets.Value("int32"),
+        "picture": datasets.Image(),
+        "kind": datasets.ClassLabel(names=["b", "a"]),
+    }
+    name = saved({"n": [0, 1, 2], "picture": [png(0), png(1), png(2)], "kind": [0, 1, 0]}, features)
+    images = load(name, tmp_path)
+    assert images.classes == ("a", "b") and images.labels.tolist() == [0, 1, 1]
+    for pixels, i in zip(images.pixels, (1, 0, 2)):  # class by class
+        assert np.array_equal(pixels, noise(i).transpose(2, 0, 1))
+    monkeypatch.setattr(Image, "open", None)  # nothing is decoded a second time
+    assert np.array_equal(load(name, tmp_path).pixels, images.pixels)
+
+
+def test_a_damaged_image_is_skipped_and_other_splits_are_found(saved, tmp_path):
+    import datasets
+
+    broken = {"bytes": b"not a picture", "path": None}
+    name = saved({"image": [png(0), broken, png(2)]}, {"image": datasets.Image()}, split="test")
+    images = load(name, tmp_path)
+    assert len(images.pixels) == 2 and images.labels is None and len(images.skipped) == 1
+
+
+def test_a_set_without_images_is_refused(saved, tmp_path):
+    import datasets
+
+    name = saved({"text": ["x"]}, {"text": datasets.Value("string")})
+    with pytest.raises(UserError, match="no image column among text"):
+        load(name, tmp_path)
+
+
+def test_an_unknown_set_is_one_line(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def offline(name):
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        load("hf:no/such", tmp_path)
+    assert "\n" not in str(error.value) and "--data PATH" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "words"),
+    [("datasets", ["--data", "hf:x/y"], "pip install datasets"),
+     ("torch.utils.tensorboard", ["--tensorboard"], "pip install tensorboard")],
+)  # fmt: skip
+def test_a_missing_optional_package_is_one_line(program, monkeypatch, module, flags, words):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = program("main", "--preset", "smoke", *flags)
+    assert code == 2 and err.count("\n") == 1 and words in err
+
+
+def test_tensorboard_gets_every_scalar_and_both_pictures(program, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from trainer import COLUMNS
+
+    assert program("main", "--preset", "smoke", "--tensorboard")[0] == 0
+    events = EventAccumulator(str(tmp_path / "ckpt/smoke/tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(COLUMNS) - {"step"}
+    assert set(events.Tags()["images"]) == {"step", "strip"}
+    assert [e.step for e in events.Scalars("val_loss")] == [4, 8]
