@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 
 def upscale(images, k):
@@ -18,8 +17,14 @@ def readable_scale(size, pixels=64):
 
 def grid(images, columns=None, padding=2):
     """(N, C, H, W) uint8 -> one (C, H', W') uint8 picture, row by row, as square as N allows, on white."""
-    columns = columns or max(1, round((len(images) * images.shape[-2] / images.shape[-1]) ** 0.5))
-    return make_grid(images, nrow=columns, padding=padding, pad_value=255)
+    n, C, H, W = images.shape
+    columns = min(n, columns or max(1, round((n * H / W) ** 0.5)))
+    h, w = H + padding, W + padding
+    paper = images.new_full((C, -(-n // columns) * h + padding, columns * w + padding), 255)
+    for i, image in enumerate(images):
+        y, x = i // columns * h + padding, i % columns * w + padding
+        paper[:, y : y + H, x : x + W] = image
+    return paper
 
 
 def strip(stages, padding=2):
@@ -35,7 +40,7 @@ def evenly(first, last, count):
 
 
 def to_pil(image):
-    """(C, H, W) uint8 with 1, 3 or 4 channels -> PIL image.  A grid of grey images has 3 channels already."""
+    """(C, H, W) uint8 with 1, 3 or 4 channels -> PIL image."""
     array = image.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
