@@ -1,0 +1,127 @@
+"""Look at diffusion:  python explore.py forward|denoise|steps|morph|attention|... [--ckpt PATH] [--out DIR]
+
+One command a concept: each draws one figure and says in two sentences what to look for.  `app` opens all of it as a
+web page on this machine.  A lesson is a function of the lab and its options in lessons/; its docstring is what it says,
+its signature is its command line.  Read next: lessons/lab.py.
+"""
+
+import inspect
+import sys
+import textwrap
+from pathlib import Path
+
+import cli
+import processes
+from config import UserError
+from dataset import pictures
+from lessons import between, figure, network, noise, walks
+from lessons.lab import Lab
+from models import checkpoint
+
+LESSONS = {
+    lesson.__name__: lesson
+    for lesson in (
+        noise.forward, noise.schedules, walks.denoise, walks.steps, walks.samplers, walks.eta, walks.seeds,
+        between.morph, between.interpolate, walks.guidance, noise.loss, network.attention, network.memorise,
+    )
+}  # fmt: skip
+
+
+def several(one):
+    """An argparse type: values of the argparse type `one`, with commas between."""
+    return lambda text: tuple(one(word) for word in text.split(",") if word.strip())
+
+
+# every option that a lesson may have in its signature: its type, and what it means
+OPTIONS = {
+    "along": (str, "slerp (arc) or lerp (straight line)"),
+    "counts": (several(cli.whole(1)), "numbers of steps"),
+    "data": (str, "folder or zip of real images (default: what the checkpoint was trained on)"),
+    "draws": (cli.whole(1, 16), "rows: draws of the noise on the way"),
+    "etas": (several(cli.number()), "values of eta"),
+    "frames": (cli.whole(2), "frames of the film"),
+    "guidance": (cli.number(), "1 = conditional, 0 = unconditional (default: the checkpoint's own)"),
+    "images": (cli.whole(1), "pictures to average over"),
+    "label": (str, "class: a name, a number or none (default: all in turn)"),
+    "layer": (str, "attention layer, by its name in the network"),
+    "level": (cli.whole(1), "noise level t"),
+    "levels": (several(cli.whole(0)), "noise levels t (default: evenly spread)"),
+    "n": (cli.whole(1, 64), "pictures, or seeds"),
+    "neighbours": (cli.whole(1, 16), "nearest training pictures to show"),
+    "other": (cli.whole(0), "number of the second held-out picture"),
+    "picture": (cli.whole(0), "number of the held-out picture"),
+    "places": (cli.whole(1, 8), "pixels that ask"),
+    "points": (cli.whole(2), "noise levels to measure"),
+    "scales": (several(cli.number()), "guidance scales"),
+    "seeds": (several(cli.whole(0)), "two seeds or more; 0,1,0 comes back"),
+    "steps": (cli.whole(1), "steps of a walk (default: the checkpoint's own)"),
+    "upscale": (cli.whole(1, 64), "each pixel becomes K x K"),
+    "mixtures": (cli.whole(2, 12), "mixtures to show"),
+}
+
+
+def options(lesson):
+    """{option: default} of a lesson, from its signature."""
+    return {name: p.default for name, p in inspect.signature(lesson).parameters.items() if name != "lab"}
+
+
+def parser():
+    """The command line: one subcommand a lesson, and app."""
+    p = cli.Parser(prog="explore.py", description=__doc__.split("\n")[0])
+    names = [*LESSONS, "app"]
+    commands = p.add_subparsers(dest="lesson", metavar="|".join(names), required=True, parser_class=cli.Parser)
+    for name, lesson in LESSONS.items():
+        summary = inspect.getdoc(lesson).split("\n")[0]
+        s = commands.add_parser(name, prog=f"explore.py {name}", help=summary, description=inspect.getdoc(lesson))
+        cli.add_checkpoint(s)
+        s.add_argument("--out", metavar="DIR", default="out/explore", help="folder (default out/explore)")
+        for option, default in options(lesson).items():
+            kind, text = OPTIONS[option]
+            if default not in (None, ()):
+                shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+                text += f" (default {shown})"
+            flag = f"-{option}" if len(option) == 1 else f"--{option.replace('_', '-')}"
+            choices = tuple(between.PATHS) if option == "along" else None
+            s.add_argument(flag, dest=option, type=kind, default=default, choices=choices, help=text)
+    s = commands.add_parser("app", prog="explore.py app", help="all of it as a web page on this machine")
+    cli.add_checkpoint(s)
+    s.add_argument("--port", type=cli.whole(0, 65535), default=8000, help="of http://127.0.0.1 (0: any free one)")
+    return p
+
+
+def main(argv):
+    """Run the program with these arguments; returns the exit code."""
+    args = parser().parse_args(argv)
+    path = cli.find_checkpoint(args.ckpt, args.preset)
+    device = processes.choose_device(args.device)
+    if args.lesson == "app":
+        from lessons import app
+
+        return app.serve(path, device, args.weights, args.port)
+    lesson = LESSONS[args.lesson]
+    lab = Lab.open(path, device, args.weights, args.seed)
+    with figure.style():
+        result = lesson(lab, **{name: getattr(args, name) for name in options(lesson)})
+        out = Path(args.out) / f"{args.lesson}{'.gif' if isinstance(result, list) else '.png'}"
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {out.parent}: {error.strerror}; choose another with --out DIR") from None
+        with checkpoint.replacing(out) as temp:
+            (pictures.save_gif if isinstance(result, list) else save_png)(temp, result)
+    print(what_to_look_for(lesson))
+    print(out)
+    return 0
+
+
+def save_png(path, fig):
+    figure.write(fig, path)
+
+
+def what_to_look_for(lesson):
+    """The two sentences of a lesson: its docstring without the first paragraph."""
+    return textwrap.fill(" ".join(inspect.getdoc(lesson).split("\n\n")[1].split()), 100)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

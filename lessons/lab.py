@@ -1,0 +1,124 @@
+"""What does every lesson start from?  A trained network, its noise schedule, and pictures of the kind it knows.
+
+Picture number i of a lesson starts from the same noise as picture number i of generate.py with the same seed.
+Read next: noise.py (the way down), walks.py (the way back), between.py, network.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import cli
+from config import Config, UserError
+from dataset import sources
+from dataset.pixels import from_uint8
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import image_noise, spaced
+from models import checkpoint
+from models.unet import UNet
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Real images in [-1, 1]: `train` (N, C, H, W) the network has seen, `val` it has not; and where they are from."""
+
+    train: Tensor
+    val: Tensor
+    name: str
+
+
+@dataclass(frozen=True)
+class Lab:
+    """model: ready to sample.  classes: the names of its labels, maybe none.  seed: of all noise."""
+
+    model: UNet
+    config: Config
+    diffusion: GaussianDiffusion
+    classes: tuple[str, ...]
+    device: torch.device
+    seed: int = 0
+
+    @classmethod
+    def open(cls, path, device="cpu", weights="ema", seed=0):
+        """The lab of one checkpoint.  Raises UserError, naming the file, if it is not one."""
+        model, config, state = checkpoint.load_model(path, device, weights)
+        names = state.get("classes") or [str(i) for i in range(config.model.num_classes)]
+        diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+        return cls(model, config, diffusion, tuple(names), torch.device(device), seed)
+
+    @property
+    def schedule(self):
+        return self.diffusion.schedule
+
+    @property
+    def T(self):
+        return self.schedule.T
+
+    def noise(self, numbers, seed=None):
+        """(x_T, noise_like) of the pictures with these numbers, as generate.py draws them."""
+        noise_like = image_noise(self.seed if seed is None else seed, numbers)
+        shape = (len(numbers), self.config.data.channels, *self.config.data.size)
+        return noise_like(torch.empty(shape, device=self.device)), noise_like
+
+    def labels(self, label, numbers):
+        """(B,) labels of these pictures, or None.  label: None (all classes in turn), a name, a number or "none"."""
+        chosen = cli.find_label(label, list(self.classes), self.config.model.num_classes)
+        if chosen is None:
+            return None
+        return torch.tensor(
+            [i % len(self.classes) if chosen == "each" else chosen for i in numbers], device=self.device
+        )
+
+    def named(self, y):
+        """What to write beside pictures with the labels y."""
+        return [""] if y is None else [self.classes[i] for i in y.tolist()]
+
+    def denoiser(self, y=None, guidance=None):
+        """What the samplers call.  guidance: None takes the checkpoint's own."""
+        if guidance is not None and not self.classes:
+            raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
+        guidance = self.config.sample.guidance if guidance is None else guidance
+        return self.diffusion.denoiser(self.model, y, guidance=1.0 if y is None else guidance)
+
+    def spaced(self, steps=None):
+        """The levels of a walk in this many steps.  None takes the checkpoint's own number."""
+        steps = min(self.config.sample.steps, self.T) if steps is None else steps
+        if steps > self.T:
+            raise UserError(f"--steps {steps}: this checkpoint has T = {self.T}, so 1 to {self.T}")
+        return spaced(self.T, steps)
+
+    def levels(self, chosen, count, low=0):
+        """The levels t to show, rising: those `chosen`, or `count` of them spread evenly over low..T."""
+        if not chosen:
+            return sorted({low + round(i * (self.T - low) / (count - 1)) for i in range(count)})
+        for t in chosen:
+            if not low <= t <= self.T:
+                raise UserError(f"--levels {t}: this checkpoint has T = {self.T}, so {low} to {self.T}")
+        return sorted(set(chosen))
+
+    def photos(self, data=None):
+        """The images that the checkpoint was trained on, or those in `data` (--data)."""
+        d = self.config.data
+        images = sources.load(data or d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
+        train, val = (torch.from_numpy(images.pixels[i]) for i in sources.split(images, d.val_fraction, d.seed))
+        return Photos(from_uint8(train), from_uint8(val), images.name)
+
+    def photo(self, number, data=None):
+        """Held-out image `number` as a batch of one: (1, C, H, W) in [-1, 1]."""
+        val = self.photos(data).val
+        if number >= len(val):
+            raise UserError(f"--picture {number}: there are {len(val)} held-out pictures, numbered from 0")
+        return val[number : number + 1].to(self.device)
+
+
+def last(walk):
+    """The picture at the end of a walk."""
+    for step in walk:
+        x = step.x
+    return x
+
+
+def rms(difference):
+    """Root of the mean square over all but the first dimension: how far apart two batches are, image by image."""
+    return difference.flatten(1).square().mean(dim=1).sqrt()

@@ -1,0 +1,144 @@
+"""What does the network look at, and what has it kept?  Read next: ../models/attention.py."""
+
+import torch
+import torch.nn.functional as F
+from matplotlib.patches import Rectangle
+
+from config import UserError
+from diffusion.samplers import ddim
+from lessons import figure
+from lessons.lab import last
+from models.attention import Attention, linear_attention
+
+
+def attention_weights(module, x):
+    """(B, heads, N, N): how much each of the N pixels of x takes from each other one; rows sum to 1.
+
+    The network itself never forms this matrix: forward() computes the same sums without it.
+    """
+    q, k, _ = module.heads_of(x)
+    if module.attend is linear_attention:
+        scores = (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-2, -1)
+        return scores / scores.sum(dim=-1, keepdim=True)
+    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+def layers(model):
+    """{name: module} of every attention layer, in the order of the forward pass."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+
+
+@torch.no_grad()
+def attention(lab, layer=None, level=None, places=4, steps=None, label=None, guidance=None):
+    """What a pixel looks at: attention weights of one layer, for a few pixels, over the network's guess of the picture.
+
+    The square is the pixel that asks and bright is where it looks; each column is a head, with a habit of its own.  In
+    a woven pattern many heads look at the places where the motif repeats, which no 3x3 convolution can see.
+    """
+    known = layers(lab.model)
+    if not known:
+        raise UserError("attention: this network has no attention layer; try another --ckpt")
+    layer = layer or max(known, key=lambda name: name.startswith("decoder"))
+    if layer not in known:
+        raise UserError(f"--layer {layer}: unknown; this network has {', '.join(known)}")
+    level = round(0.3 * lab.T) if level is None else level
+    if not 1 <= level <= lab.T:
+        raise UserError(f"--level {level}: this checkpoint has T = {lab.T}, so 1 to {lab.T}")
+    y = lab.labels(label, [0])
+    x, _ = lab.noise([0])
+    denoise = lab.denoiser(y, guidance)
+    timesteps = sorted({level, *lab.spaced(steps)}, reverse=True)
+    if timesteps[0] > level:
+        x = next(s.x for s in ddim(denoise, lab.schedule, x, timesteps=timesteps) if s.t == level)
+    x0_hat, _ = denoise(x, level)
+
+    seen = []
+    hook = known[layer].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    try:
+        lab.model(x, torch.tensor([level], device=lab.device), y)
+    finally:
+        hook.remove()
+    h, w = seen[0].shape[-2:]
+    weights = attention_weights(known[layer], seen[0])[0]  # (heads, N, N)
+
+    picks = [(i + 0.5) / places for i in range(places)]  # on the diagonal of the picture, out of step with its centre
+    asked = [(int(p * h), int((p * 1.7 + 0.1) % 1 * w)) for p in picks]
+    H, W = x.shape[-2:]
+    rows = []
+    for row, column in asked:
+        heat = weights[:, row * w + column].reshape(-1, 1, h, w)
+        heat = F.interpolate(heat / heat.amax(dim=(-2, -1), keepdim=True), (H, W), mode="nearest")
+        # dark where the pixel does not look, the picture itself where it looks most
+        rows.append(torch.cat([x0_hat, lerp_to_dark(x0_hat, heat)]))
+    fig, axes = figure.wall(
+        torch.stack(rows),
+        "What does a pixel look at?",
+        f"layer {layer}, {h} x {w} places, at t = {level}; bright: looked at, square: the place that looks",
+        row_names=[f"place {i + 1}" for i in range(places)],
+        column_names=[r"guess $\hat{x}_0$", *(f"head {i + 1}" for i in range(len(weights)))],
+        widest=160,
+    )
+    height, width = axes.images[0].get_array().shape[:2]
+    cell_h, cell_w = (height + 6) / places, (width + 6) / (len(weights) + 1)
+    for i, (row, column) in enumerate(asked):
+        for j in range(len(weights) + 1):
+            corner = j * cell_w + column * (cell_w - 6) / w - 0.5, i * cell_h + row * (cell_h - 6) / h - 0.5
+            box = ((cell_w - 6) / w, (cell_h - 6) / h)
+            axes.add_patch(Rectangle(corner, *box, fill=False, edgecolor="#ff2d55", linewidth=2))
+    return fig
+
+
+def lerp_to_dark(image, heat):
+    """The image where heat is 1, almost black where it is 0: (1, C, H, W) and (heads, 1, H, W) in 0..1."""
+    return -1 + (image + 1) * (0.12 + 0.88 * heat)
+
+
+def nearest(queries, images, count=1):
+    """(rms distances, indices), each (B, count): nearest of images (N, C, H, W) for each of queries (B, C, H, W)."""
+    flat = images.flatten(1)
+    distances = torch.cdist(queries.flatten(1), flat) / flat.shape[1] ** 0.5
+    return distances.topk(count, dim=1, largest=False)
+
+
+def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data=None):
+    """Made pictures beside the training pictures nearest to them, and whether they are nearer than new ones would be.
+
+    A copy would be a column of look-alikes with a distance near 0.  Compare the two histograms: made pictures may lie
+    about as near to the training pictures as held-out ones do, and a model that memorises lies far to the left.
+    """
+    photos, numbers = lab.photos(data), range(n)
+    y = lab.labels(label, numbers)
+    made = []
+    many = max(n, 64)  # enough for a histogram; the first n are shown
+    for i in range(0, many, 16):
+        batch = range(i, i + 16)
+        x, _ = lab.noise(batch)
+        walk = ddim(lab.denoiser(lab.labels(label, batch), guidance), lab.schedule, x, timesteps=lab.spaced(steps))
+        made.append(last(walk).cpu())
+    made = torch.cat(made)[:many]
+    neighbours = min(neighbours, len(photos.train))
+    distances, indices = nearest(made[:n], photos.train, neighbours)
+    near_made = nearest(made, photos.train)[0].flatten()
+    near_held_out = nearest(photos.val, photos.train)[0].flatten()
+    print(
+        f"nearest training picture, rms: made {near_made.median():.3f}, held out {near_held_out.median():.3f} (median)"
+    )
+    rows = torch.cat([made[:n, None], photos.train[indices]], dim=1)
+    names = lab.named(y) if y is not None else ()
+    fig, _ = figure.wall(
+        rows.transpose(0, 1),
+        "Has it learned, or memorised?",
+        f"top: made; below: the nearest of {len(photos.train):,} training pictures of {photos.name}, by distance",
+        row_names=["made", *(f"nearest {i + 1}" for i in range(neighbours))],
+        column_names=[f"{name}\n{d:.2f}" for name, d in zip(names or [""] * n, distances[:, 0].tolist())],
+        below=260,
+        widest=96,
+    )
+    width = fig.get_size_inches()[0] * figure.DPI
+    axes = figure.panel(fig, 80, 60, width - 120, 150)
+    edges = torch.linspace(0, 1.05 * float(torch.cat([near_made, near_held_out]).max()), 41).numpy()
+    for values, name in ((near_held_out, "held out"), (near_made, "made")):
+        axes.hist(values.numpy(), bins=edges, density=True, alpha=0.6, label=f"{name} ({len(values)})")
+    axes.set(title="Distance to the nearest training picture", xlabel="rms, pixels in -1..1", ylabel="density")
+    axes.legend()
+    return fig
