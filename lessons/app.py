@@ -12,6 +12,7 @@ import base64
 import contextlib
 import inspect
 import io
+import itertools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -149,9 +150,11 @@ class App(ThreadingHTTPServer):
 
         def frames():
             yield {"step": 0, "of": len(timesteps), "t": lab.T, "x": data_url(x), "x0": None}
-            for i in range(1, len(timesteps) + 1):
+            for i in itertools.count(1):
                 with self.lock:
-                    step = next(steps)
+                    step = next(steps, None)
+                if step is None:
+                    return
                 yield {"step": i, "of": len(timesteps), "t": step.t, "x": data_url(step.x), "x0": data_url(step.x0)}
 
         return frames()

@@ -67,7 +67,8 @@ def loss(lab, images=64, points=24, data=None):
     """The network's error against the noise level, told in each of the three predictions, seen and held-out pictures.
 
     Guessing the noise is hard where there is little of it (left) and guessing the picture where little is left of it
-    (right), and v is a mixture of both.  Where the held-out curve (dashed) lies above the other, it has memorised.
+    (right), and v is a mixture of both.  Where the dashed curve (held out)
+    lies far above the other, it has memorised.
     """
     photos = lab.photos(data)
     levels = lab.levels((), points, low=1)
@@ -75,14 +76,14 @@ def loss(lab, images=64, points=24, data=None):
     fig = figure.blank(
         "Where is the network's task hard?",
         f"mean squared error over {images} pictures of {photos.name}; the network predicts {lab.diffusion.prediction}",
-        height=480,
+        height=520,
     )
     axes = figure.panel(fig, 90, 70, 940, 320)
-    names = {"x0": "the picture, x0", "eps": "the noise, ε", "v": "the mixture, v"}
+    names = {"x0": "the picture", "eps": "the noise", "v": "the mixture v"}
     for (key, name), colour in zip(names.items(), figure.COLOURS):
         axes.plot(levels, curves["seen"][key], color=colour, label=f"{name}: seen in training")
         axes.plot(levels, curves["held out"][key], "--", color=colour, label=f"{name}: held out")
-    axes.set(xlabel="noise level t", ylabel="mean squared error", yscale="log")
+    axes.set(xlabel="noise level t", ylabel="mean squared error", yscale="log", ylim=(1e-4, 2))
     axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
     return fig
 
