@@ -1,0 +1,100 @@
+"""Would the tests notice?  Plants one fault at a time in a copy of the source and runs the tests on it.
+
+    python benchmarks/faults.py
+
+Every fault must turn a test red; the table names the first one that did.  A fault that survives is a defect of the
+suite, and the exit code says so.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MATHS = "tests/test_process.py tests/test_samplers.py tests/test_schedule.py"
+
+# fmt: off
+# ruff: noqa: E501 - a table
+# (what is wrong, file, right, wrong, tests that should see it)
+FAULTS = [
+    ("timestep label off by one in the loss", "diffusion/process.py", "model(self.q_sample(x_0, t, eps), t, y)",
+     "model(self.q_sample(x_0, t, eps), t - 1, y)", MATHS),
+    ("t drawn from 0..T-1", "diffusion/process.py", "torch.randint(1, self.T + 1,", "torch.randint(0, self.T,", MATHS),
+    ("missing square root in q(x_t | x_0)", "diffusion/process.py", "ab.sqrt(), (1 - ab).sqrt()", "ab.sqrt(), 1 - ab", MATHS),
+    ("posterior coefficients swapped", "diffusion/process.py",
+     "column(of_x_0, x_t) * x_0 + column(of_x_t, x_t) * x_t", "column(of_x_t, x_t) * x_0 + column(of_x_0, x_t) * x_t", MATHS),
+    ("beta not re-spaced for a skipped step", "diffusion/process.py", "alpha = ab_t / ab_s  ",
+     "alpha = 1 - schedule.betas[t]  ", MATHS),
+    ("variance where a standard deviation belongs", "diffusion/samplers.py", "else beta).sqrt()", "else beta)", MATHS),
+    ("noise on the last step", "diffusion/samplers.py", "mean + std * noise_like(x) if s > 0 else mean",
+     "mean + std * noise_like(x)", MATHS),
+    ("eps not re-derived after clipping", "diffusion/process.py",
+     "eps = (x_t - at(self.signal, t, x_t) * x0) / at(self.noise, t, x_t)", "pass", MATHS),
+    ("sigma forgotten under the root of DDIM", "diffusion/samplers.py", "(1 - ab_s - sigma**2)", "(1 - ab_s)", MATHS),
+    ("sign of v flipped", "diffusion/process.py", "* eps - at(self.noise, t, x_0) * x_0", "* eps + at(self.noise, t, x_0) * x_0", MATHS),
+    ("min-SNR divided by SNR for v", "diffusion/process.py", '"v": snr + 1', '"v": snr', MATHS),
+    ("guidance scale taken as the paper's w", "diffusion/process.py", "unconditional + guidance * (",
+     "conditional + guidance * (", MATHS),
+    ("last level of a subsequence missing", "diffusion/steps.py", "range(n, 0, -1)", "range(n - 1, 0, -1)", MATHS),
+    ("cosine without its square", "diffusion/schedule.py", "* math.pi / 2) ** 2", "* math.pi / 2)", MATHS),
+    ("EMA decay swapped", "models/ema.py", "weight = 1.0 - self.decay()", "weight = self.decay()", "tests/test_ema.py"),
+    ("EMA without warm-up", "models/ema.py", '"ratio": lambda n: (1 + n) / (10 + n)', '"ratio": lambda n: 1.0', "tests/test_ema.py"),
+    ("a skip connection dropped", "models/unet.py", "torch.cat([h, skip], dim=1)",
+     "torch.cat([h, skip * (skip.shape[-1] > 8)], dim=1)", "tests/test_models.py"),
+    ("skips in the wrong order", "models/unet.py", "zip(blocks, reversed(maps))", "zip(blocks, maps)", "tests/test_models.py"),
+    ("residual of the ResBlock forgotten", "models/blocks.py", "return self.skip(x) + h", "return h", "tests/test_models.py"),
+    ("residual of the attention forgotten", "models/attention.py", "return x + self.proj(", "return self.proj(", "tests/test_models.py"),
+    ("linear attention without its normaliser", "models/attention.py", "q @ context / normaliser", "q @ context", "tests/test_models.py"),
+    ("time frequencies one short of 1/10000", "models/embedding.py", "device=t.device) / (half - 1)", "device=t.device) / half", "tests/test_models.py"),
+    ("truncation to uint8", "dataset/pixels.py", ".round().clamp", ".clamp", "tests/test_pixels.py"),
+    ("every epoch in the same order", "dataset/batches.py", "(self.seed, epoch)", "(self.seed, 0)", "tests/test_pixels.py"),
+    ("the weights clipped before the gradient is whole", "trainer.py", "/ c.accumulate\n", "\n", "tests/test_trainer.py"),
+    ("validation on the raw weights", "trainer.py", "self.diffusion.loss(self.ema.model", "self.diffusion.loss(self.model", "tests/test_trainer.py"),
+    ("the optimiser forgotten on resume", "trainer.py", 'self.optimizer.load_state_dict(state["optimizer"])', "pass", "tests/test_trainer.py"),
+    ("a poisoned gradient applied", "trainer.py", "self.optimizer.found_inf = bad.float()", "pass", "tests/test_trainer.py"),
+    ("random numbers not tied to the step", "trainer.py", "seed_everything(c.seed, k)\n", "pass\n", "tests/test_trainer.py"),
+    ("checkpoints unpickled as code", "models/checkpoint.py", "weights_only=True", "weights_only=False", "tests/test_checkpoint.py"),
+]
+# fmt: on
+
+
+def plant(tree, file, right, wrong):
+    """Replace the one place where `right` stands."""
+    path = tree / file
+    text = path.read_text()
+    if text.count(right) != 1:
+        sys.exit(f"{file}: {right!r} stands {text.count(right)} times, not once; bring FAULTS up to date")
+    path.write_text(text.replace(right, wrong))
+    return text
+
+
+def first_red(tree, *tests):
+    """Name of the first test that fails, or None."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *sorted(tests)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    found = re.search(r"^(?:FAILED|ERROR) (?:\S*?::)?(\w+)", done.stdout, re.M)
+    return None if done.returncode == 0 else found[1] if found else "something"
+
+
+def main():
+    survivors = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "ckpt", "out", "__pycache__", ".*_cache"))
+        if red := first_red(tree, *{t for fault in FAULTS for t in fault[-1].split()}):
+            sys.exit(f"{red} is red without any fault; mend that first")
+        print("| fault | file | turned red |\n|---|---|---|")
+        for what, file, right, wrong, tests in FAULTS:
+            before = plant(tree, file, right, wrong)
+            red = first_red(tree, *tests.split())
+            (tree / file).write_text(before)
+            survivors += red is None
+            print(f"| {what} | `{file}` | {red or '**nothing: it survived**'} |", flush=True)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
