@@ -164,7 +164,7 @@ def from_dict(saved):
         parts[section] = cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
     for key in saved:
         if key not in SECTIONS and key != "name":
-            raise UserError(f"its config has an unknown section {key}{nearest(key, SECTIONS)}")
+            raise UserError(f"its config has an unknown section {key}{nearest(str(key), SECTIONS)}")
     return Config(name=str(saved.get("name", "")), **parts)
 
 
@@ -339,15 +339,22 @@ PRESETS = {
     ),
 }
 
-# For --list-presets: what it is, where its data comes from, what it takes.
+# For --list-presets: what it is; its data, where from, how large, under which terms; what it takes (docs/presets.md).
 ABOUT = {
-    "textiles": "Woven patterns drawn by the program itself: no download. About ten minutes on two CPU cores.",
-    "cifar10-cars": "The automobiles of CIFAR-10. Data: 170 MB by torchvision on first use, from the University of "
-    "Toronto; no licence is stated, research use is customary.",
-    "cifar10": "CIFAR-10 with the network and recipe of the DDPM paper. Data as for cifar10-cars.",
-    "stanford-cars": "Stanford Cars, 16,185 photographs. torchvision can no longer download them: fetch the archive "
-    "of Krause et al. 2013 from a mirror and unpack it into data/stanford-cars, or give --data PATH. Research only.",
-    "fabrics": "1,059 African fabrics. Put the pictures into data/fabrics, or give --data PATH.",
-    "pokemon": "Pokemon pictures. Put them into data/pokemon, or give --data PATH.",
+    "textiles": "Woven patterns in twelve motifs. Data: drawn by the program, no download, no licence needed. "
+    "Takes: about ten minutes on two CPU cores.",
+    "cifar10-cars": "The automobiles of CIFAR-10, linear attention. Data: 4,250 + 750 pictures, torchvision downloads "
+    "170 MB from the University of Toronto on first use; published without a licence, cite Krizhevsky 2009. "
+    "Takes: under an hour on a data-centre GPU.",
+    "cifar10": "CIFAR-10 with the network and recipe of the DDPM paper. Data: 50,000 pictures, as for cifar10-cars. "
+    "Takes: half a day on a data-centre GPU.",
+    "stanford-cars": "Photographs of cars at 64x64. Data: 16,185 pictures, 1.9 GB; torchvision can no longer download "
+    "them: fetch Stanford Cars (Krause et al. 2013) from a mirror into data/stanford-cars, or give --data PATH; for "
+    "research only. Takes: about an hour on a data-centre GPU.",
+    "fabrics": "African fabrics at 64x64. Data: 1,059 pictures; put them into data/fabrics, or give --data PATH; see "
+    "the terms of where you got them. Takes: about five hours on a data-centre GPU.",
+    "pokemon": "Pokemon at 64x64. Data: put pictures into data/pokemon, or give --data PATH or hf:NAME; they are "
+    "their publisher's property, so keep the results to yourself. Takes: minutes for each thousand pictures on a "
+    "data-centre GPU.",
     "smoke": "A run of seconds, for tests: eight textiles and a tiny network.",
 }
