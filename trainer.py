@@ -426,17 +426,27 @@ class Trainer:
         path = self.folder / "last.pth"
         if "optimizer" not in state:
             raise UserError(f"{path}: made for sampling, it cannot be resumed")
-        if state["train_images"] != len(self.batches.indices):
+        if (before := state.get("train_images")) != len(self.batches.indices):
             raise UserError(
-                f"the data has changed: {len(self.batches.indices):,} training images, "
-                f"{state['train_images']:,} when {path} was saved; bring them back or start a new run with --out"
+                f"the data has changed: {len(self.batches.indices)} training images, "
+                f"{before} when {path} was saved; bring them back or start a new run with --out"
             )
+        try:
+            self._restore(state, path)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise UserError(f"{path}: what resuming needs is missing or damaged ({error!r})") from error
+
+    def _restore(self, state, path):
         checkpoint.load_weights(self.model, state["model"], path)
         checkpoint.load_weights(self.ema.model, state["ema"], path)
         self.optimizer.load_state_dict(state["optimizer"])
+        for p, moments in self.optimizer.state.items():
+            if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == p.shape:
+                raise ValueError("a moment of the optimiser has another shape than its weight")
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.ema.updates, self.step, self.rows, self.best = (state[k] for k in ("ema_updates", "step", "rows", "best"))
+        self.ema.updates, self.step, self.best = int(state["ema_updates"]), state["step"], float(state["best"])
+        self.rows = [{name: row[name] + 0 for name in COLUMNS} for row in state["rows"]]  # + 0: only numbers
         self._start_averages()
         self.sums.copy_(state["sums"])
         self.skipped.fill_(state["skipped"])

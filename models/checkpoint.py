@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,11 +47,19 @@ def replacing(path):
 
 def plain(state_dict):
     """`state_dict` without the prefixes that DistributedDataParallel and torch.compile put before each name."""
-    return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in state_dict.items()}
+    return {str(k).replace("_orig_mod.", "").removeprefix("module."): v for k, v in state_dict.items()}
 
 
 def save(path, config, *, model, ema, step, **more):
-    """Write a checkpoint: the config, two state dicts, the step count, and whatever resuming needs (`more`)."""
+    """Write a checkpoint: the config, two state dicts, the step count, and whatever resuming needs (`more`).
+
+    Raises UserError, and leaves what was there before, if a weight is not finite or the disk is full.
+    """
+    for name, tensor in (*model.items(), *ema.items()):
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{path} is not written: {name} is no longer finite; resume the last one, or lower --train.lr"
+            )
     state = {"version": VERSION, "config": to_dict(config), "model": plain(model), "ema": plain(ema), "step": step}
     with replacing(path) as temp:
         torch.save({**state, **more}, temp)
@@ -74,7 +83,9 @@ def load(path, device="cpu"):
     """(config, state) of a checkpoint.  Raises UserError, naming the file, for anything that is not one."""
     path = Path(path)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about a foreign pickle; that it is refused says it all
+            state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except IsADirectoryError:
@@ -90,15 +101,23 @@ def load(path, device="cpu"):
         raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
     if not isinstance(state, dict) or "version" not in state:
         raise UserError(f"{path}: not a checkpoint of this program (it has no version)")
-    if state["version"] != VERSION:
-        raise UserError(f"{path}: checkpoint version {state['version']}, this program reads {VERSION}; use a newer one")
+    if type(state["version"]) is not int or state["version"] != VERSION:
+        version = " ".join(str(state["version"]).split())[:40]
+        raise UserError(f"{path}: checkpoint version {version}, this program reads {VERSION}; use a newer one")
     for key in KEYS:
         if key not in state:
             raise UserError(f"{path}: not a whole checkpoint (it has no {key!r})")
     try:
-        return check(from_dict(state["config"])), state
+        config = check(from_dict(state["config"]))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if type(state["step"]) is not int or state["step"] < 0:
+        raise UserError(f"{path}: not a whole checkpoint (its step is not a whole number)")
+    classes = state.setdefault("classes", [])
+    named = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+    if not named or len(classes) not in (0, config.model.num_classes):
+        raise UserError(f"{path}: its classes are not the {config.model.num_classes} names that its config promises")
+    return config, state
 
 
 def load_weights(model, state_dict, path):
@@ -107,7 +126,9 @@ def load_weights(model, state_dict, path):
     for name, tensor in wanted.items():
         if name not in given:
             raise UserError(f"{path}: its weights do not fit its config: {name} is missing")
-        shape = tuple(getattr(given[name], "shape", ()))
+        if not isinstance(given[name], torch.Tensor) or not given[name].is_floating_point():
+            raise UserError(f"{path}: its weights do not fit its config: {name} is not a tensor of real numbers")
+        shape = tuple(given[name].shape)
         if shape != tuple(tensor.shape):
             raise UserError(f"{path}: its weights do not fit its config: {name} is {shape}, not {tuple(tensor.shape)}")
     for name in given:
