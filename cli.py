@@ -125,14 +125,19 @@ def find_label(text, classes, num_classes):
 def run(main, argv=None):
     """Call main(argv); what goes wrong becomes one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: nobody wants to read it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name may be no text at all
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return main([a for a in argv if a != "--debug"]) or 0
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted; nothing is half-written, and the same command starts again", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; nothing is wrong
+    except BrokenPipeError:  # the reader of our output went away; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered must not fail at exit
         return 0
     except (UserError, OSError, MemoryError, RuntimeError, ValueError) as error:
         expected = isinstance(error, (UserError, OSError, MemoryError)) or _out_of_memory(error)
@@ -152,6 +157,6 @@ def _one_line(error):
             "out of memory; use a smaller batch (--train.batch_size in training, --batch-size in generating) "
             "or --model.grad_checkpoint true"
         )
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    text = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in text)  # file names may hold terminal codes

@@ -118,14 +118,26 @@ def main(argv):
 
 
 def prepare(out):
-    """Create the folder and remove the pictures that an earlier call left, so that it holds exactly n."""
+    """Create the folder before the work begins, so that it is not in vain."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if (out / "settings.json").exists():  # only ever clear what this program made
-            for old in [*out.glob("[0-9]*.png"), *(out / f for f in ("grid.png", "denoising.gif", "strip.png"))]:
-                old.unlink(missing_ok=True)
+        with checkpoint.replacing(out / ".writable"):
+            pass
+        (out / ".writable").unlink()
     except OSError as error:
         raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
+
+
+def clear(out):
+    """Remove what an earlier call wrote, so that the folder holds exactly n pictures; and nothing else, ever."""
+    try:
+        made = json.loads((out / "settings.json").read_text())
+        ours = [p for p in out.glob("[0-9]*.png") if p.stem.isdecimal() and int(p.stem) < made["n"] and made["sampler"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # another program's settings
+    ours += [out / name for name in ("grid.png", "denoising.gif", "strip.png")]
+    for path in [*ours, *out.glob(".*.tmp")]:  # and what a process left that was killed while writing
+        path.unlink(missing_ok=True)
 
 
 def write(out, images, frames, columns, k, settings):
@@ -135,6 +147,9 @@ def write(out, images, frames, columns, k, settings):
         with checkpoint.replacing(out / name) as temp:
             save(temp, content)
 
+    clear(out)
+    # The settings first: if this is interrupted, the next call still knows what to clear.
+    put("settings.json", lambda temp, text: temp.write_text(text), json.dumps(settings, indent=2) + "\n")
     for i, image in enumerate(pictures.upscale(images, k)):
         put(f"{i:05d}.png", pictures.save_png, image)
     put("grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:400], k)))
@@ -144,7 +159,6 @@ def write(out, images, frames, columns, k, settings):
         x, x0 = (torch.stack([stage[which][:4] for stage in columns], 1) for which in (0, 1))  # (4, columns, C, H, W)
         rows = torch.stack([x, x0], 1).flatten(0, 2)  # for each picture: its stages, and x0-hat below
         put("strip.png", pictures.save_png, pictures.grid(pictures.upscale(rows, k), columns=len(columns)))
-    put("settings.json", lambda temp, text: temp.write_text(text), json.dumps(settings, indent=2) + "\n")
     print(f"{len(images):,} pictures and grid.png in {out}")
 
 
