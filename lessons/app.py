@@ -43,7 +43,7 @@ def one_of(choices):
 
 def fraction(text):
     """An argparse type: a number from 0 to 1."""
-    value = cli.number(name="a number from 0 to 1,")(text)
+    value = cli.number()(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
@@ -188,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
             if url.path == "/api/walk":
                 return self.stream(self.server.walk(parse(url.query)))
         except UserError as error:
-            return self.send_error(400, " ".join(str(error).split()))
+            return self.send_error(400, " ".join(str(error).split()).removeprefix("--"))
         except ConnectionError:  # the page was closed, or asked for something else meanwhile
             return None
         except Exception as error:  # one bad request must not end the server

@@ -2,6 +2,7 @@
 
 import torch
 
+from diffusion.process import GaussianDiffusion
 from diffusion.schedule import SCHEDULES
 from lessons import figure
 from lessons.lab import rms
@@ -24,9 +25,7 @@ def forward(lab, levels=(), picture=0, data=None):
     eps, _ = lab.noise([0])
     rows, names = [], []
     for name, schedule in both(lab.T).items():
-        ab = schedule.alpha_bar[levels].to(x_0).view(-1, 1, 1, 1)
-        x_t = ab.sqrt() * x_0 + (1 - ab).sqrt() * eps  # the closed form of process.py, at all levels at once
-        rows.append(x_t)
+        rows.append(GaussianDiffusion(schedule).q_sample(x_0, torch.tensor(levels), eps))  # all levels at once
         names.append(name)
     columns = [f"t = {t}\n" + "  ".join(f"{s.alpha_bar[t]:.0%}" for s in both(lab.T).values()) for t in levels]
     return figure.wall(
@@ -67,8 +66,8 @@ def loss(lab, images=64, points=24, data=None):
     """The network's error against the noise level, told in each of the three predictions, seen and held-out pictures.
 
     Guessing the noise is hard where there is little of it (left) and guessing the picture where little is left of it
-    (right), and v is a mixture of both.  Where the dashed curve (held out)
-    lies far above the other, it has memorised.
+    (right), and v is a mixture of both.  Where the dashed curve (held out) lies far above the other,
+    it has memorised.
     """
     photos = lab.photos(data)
     levels = lab.levels((), points, low=1)

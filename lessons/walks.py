@@ -48,8 +48,8 @@ def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, da
 def steps(lab, counts=(5, 10, 25, 50, 100, 250, 1000), n=4, label=None, guidance=None):
     """The same noise in few steps and in many: what it costs, and how far it is from the full chain.
 
-    The picture's layout is there after five or ten steps, and the rest sharpens it: the distance falls while the time
-    grows in proportion.  Beyond the point where your eye sees no change, more steps buy nothing.
+    The first steps settle the layout and the others sharpen it: the distance falls while the time grows in proportion.
+    Where your eye sees no change from one column to the next, more steps buy nothing.
     """
     counts = sorted({*(c for c in counts if c <= lab.T), lab.T})
     numbers = range(n)
@@ -80,6 +80,9 @@ def steps(lab, counts=(5, 10, 25, 50, 100, 250, 1000), n=4, label=None, guidance
     axes = figure.panel(fig, 90 + half + 90, 60, half, 190)
     axes.loglog(counts, seconds, "o-", color=figure.COLOURS[1])
     axes.set(title="Time", xlabel="steps", ylabel="seconds a picture")
+    for plot in fig.axes[1:]:
+        plot.minorticks_off()
+        plot.set_xticks(counts, [str(c) for c in counts], fontsize=7.5)
     return fig
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import cli
+import explore
 import generate
 import main
 
@@ -15,7 +16,7 @@ def program(monkeypatch, tmp_path, capsys):
     """program("main", "--preset", "smoke") -> (exit code, stdout, stderr), run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    programs = {"main": main.main, "generate": generate.main}
+    programs = {"main": main.main, "generate": generate.main, "explore": explore.main}
 
     def call(name, *argv):
         capsys.readouterr()

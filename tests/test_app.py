@@ -1,0 +1,164 @@
+"""The page: what it is sent, what it refuses, and that a browser can use it."""
+
+import base64
+import io
+import json
+import shutil
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import explore
+from lessons.app import App, listed
+
+
+@pytest.fixture(scope="module")
+def app(run_folder):
+    server = App({"smoke": run_folder / "best.pth", "again": run_folder / "last.pth"})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def get(app, path, **headers):
+    """(status, content type, body)"""
+    request = urllib.request.Request(app.url + path, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read()
+
+
+def picture(data):
+    data = base64.b64decode(data.split(",")[1]) if isinstance(data, str) else data
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def walk(app, query):
+    status, kind, body = get(app, f"/api/walk?{query}")
+    assert (status, kind) == (200, "text/event-stream")
+    return [json.loads(event.removeprefix("data: ")) for event in body.decode().split("\n\n") if event]
+
+
+def test_it_listens_on_this_machine_only(app):
+    assert app.server_address[0] == "127.0.0.1"
+
+
+def test_the_page_needs_nothing_from_elsewhere(app):
+    status, kind, body = get(app, "/")
+    assert status == 200 and kind.startswith("text/html")
+    assert b"http://" not in body and b"https://" not in body and b"//cdn" not in body
+
+
+def test_about_says_what_the_checkpoint_can_do(app):
+    about = json.loads(get(app, "/api/about")[2])
+    assert about["T"] == 50 and about["checkpoints"] == ["smoke", "again"] and len(about["classes"]) == 12
+    assert about["samplers"].keys() == dict.fromkeys(explore.walks.SAMPLERS).keys() and about["samplers"]["ddim"]
+    assert json.loads(get(app, "/api/about?checkpoint=again")[2])["T"] == 50
+
+
+def test_a_walk_sends_every_step_and_ends_in_the_picture_that_generate_makes(app, program, run_folder, tmp_path):
+    frames = walk(app, "steps=5&seed=4&n=1")
+    assert [f["step"] for f in frames] == list(range(6))
+    assert [f["t"] for f in frames] == [50, 40, 30, 20, 10, 0]
+    argv = ["--ckpt", run_folder, "-n", "1", "--batch-size", "1", "--steps", "5", "--seed", "4"]
+    assert program("generate", "ddim", *argv)[0] == 0
+    expected = np.asarray(Image.open(tmp_path / "out" / "ddim" / "00000.png"))
+    assert (picture(frames[-1]["x"]) == expected).all() and (picture(frames[-1]["x0"]) == expected).all()
+    assert (picture(frames[0]["x"]) != expected).any()
+
+
+@pytest.mark.parametrize("sampler", list(explore.walks.SAMPLERS))
+def test_every_sampler_reaches_the_picture(app, sampler):
+    frames = walk(app, f"sampler={sampler}&steps=4&label=stars&guidance=2&n=2")
+    assert frames[-1]["t"] == 0 and len(np.unique(picture(frames[-1]["x"]))) > 10
+
+
+def test_the_morph_begins_and_ends_in_the_pictures_of_its_seeds(app):
+    ends = [walk(app, f"steps=4&seed={seed}")[-1]["x"] for seed in (1, 2)]
+    for where, end in zip((0, 1), ends):
+        status, kind, body = get(app, f"/api/morph?steps=4&seed=1&other=2&where={where}")
+        assert (status, kind) == (200, "image/png")
+        assert np.abs(picture(body).astype(int) - picture(end)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "path, status, expected",
+    [
+        ("/nothing", 404, "/nothing: there are"),
+        ("/../config.py", 404, "there are"),
+        ("/api/walk?steps=0", 400, "steps: '0' is not a whole number"),
+        ("/api/walk?steps=51", 400, "T = 50, so 1 to 50"),
+        ("/api/walk?eta=9", 400, "eta must be from 0"),
+        ("/api/walk?eta=nan", 400, "eta: 'nan' is not a number"),
+        ("/api/walk?seed=-1", 400, "seed"),
+        ("/api/walk?sampler=magic", 400, "'magic' is not one of ddpm"),
+        ("/api/walk?label=nobody", 400, "label nobody: unknown"),
+        ("/api/walk?n=1000", 400, "n: '1000'"),
+        ("/api/walk?checkpoint=../../secret", 400, "there is no '../../secret'"),
+        ("/api/walk?colour=red", 400, "colour: unknown"),
+        ("/api/morph?where=2", 400, "where: '2' is not a number from 0 to 1"),
+        ("/api/morph?along=train", 400, "'train' is not one of slerp, lerp"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_the_next_is_served(app, path, status, expected):
+    code, kind, body = get(app, path)
+    message = json.loads(body)["error"]
+    assert (code, kind) == (status, "application/json") and expected in message and "\n" not in message
+    assert get(app, "/api/about")[0] == 200
+
+
+def test_other_methods_and_other_hosts_are_refused(app):
+    request = urllib.request.Request(app.url + "/api/walk", data=b"x", method="POST")
+    with pytest.raises(urllib.error.HTTPError, match="501"):
+        urllib.request.urlopen(request, timeout=60)
+    assert get(app, "/", Host="elsewhere.example")[0] == 403
+    assert get(app, "/", Host="localhost:80")[0] == 200
+
+
+def test_a_reader_that_goes_away_does_no_harm(app):
+    answer = urllib.request.urlopen(app.url + "/api/walk?steps=50&n=4", timeout=60)
+    answer.read(100)
+    answer.close()
+    assert walk(app, "steps=2")[-1]["t"] == 0
+
+
+def test_every_checkpoint_has_a_name_of_its_own(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ckpt" / "mine").mkdir(parents=True)
+    shutil.copy(run_folder / "best.pth", tmp_path / "ckpt" / "mine" / "best.pth")
+    assert list(listed("ckpt/mine/best.pth")) == ["mine/best", "textiles"]
+    assert list(listed(run_folder / "last.pth")) == ["smoke/last", "mine/best", "textiles"]
+
+
+def test_a_port_in_use_is_one_line(app, program, run_folder):
+    code, _, err = program("explore", "app", "--ckpt", run_folder, "--port", app.server_port, "--device", "cpu")
+    assert code == 2 and err.count("\n") == 1 and f"--port {app.server_port}" in err
+
+
+def test_a_browser_denoises_and_morphs(app):
+    """Skipped where there is no Playwright or no Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    with sync_api.sync_playwright() as p:
+        page = p.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(app.url)
+        page.wait_for_function("document.getElementById('between').naturalWidth > 0")
+        assert page.inner_text("#level") == "x at level t = 0: step 5 of 5"
+        before = page.get_attribute("#between", "src")
+        page.eval_on_selector("#slider", "e => { e.value = 0.5; e.dispatchEvent(new Event('input')) }")
+        page.wait_for_function("before => document.getElementById('between').src !== before", arg=before)
+        page.eval_on_selector("[name=steps]", "e => { e.removeAttribute('max'); e.value = 99 }")
+        page.click("#go")
+        page.wait_for_function("document.getElementById('error').textContent.includes('1 to 50')")
+        assert not errors
