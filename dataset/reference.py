@@ -1,0 +1,60 @@
+"""Which real pictures is a model compared with, or asked to edit?
+
+By default those of its own data source.  A model must not have seen what it is tested on: `unseen` gives the held-out
+images, and textiles, which are drawn, from another seed.  Read first: sources.py.
+"""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from config import UserError
+from dataset import folder, sources
+
+SPLITS = ("train", "val", "all")
+
+
+def load(data, split="train"):
+    """The Images of config.Data `data` in one split: "train", "val" (held out) or "all"."""
+    images = sources.load(data.source, size=data.size, channels=data.channels, count=data.count, seed=data.seed)
+    if split == "all":
+        return images
+    train, val = sources.split(images, data.val_fraction, data.seed)
+    chosen = train if split == "train" else val
+    labels = None if images.labels is None else images.labels[chosen]
+    return replace(images, pixels=images.pixels[chosen], labels=labels)
+
+
+def unseen(data, n):
+    """Images that a model trained on `data` has not seen: at most n, taken evenly from what was held out."""
+    if data.source == "textiles":
+        return load(replace(data, count=n, seed=data.seed + 1), "all")
+    images = load(data, "val")
+    return every(images, n)
+
+
+def every(images, n):
+    """At most n of the images, evenly spread over all of them."""
+    if n >= len(images.pixels):
+        return images
+    chosen = np.arange(n) * len(images.pixels) // n
+    return replace(
+        images, pixels=images.pixels[chosen], labels=None if images.labels is None else images.labels[chosen]
+    )
+
+
+def open_picture(path, size, channels):
+    """One image file as uint8 (channels, H, W), fitted to size = (H, W) like the training data.  Or a UserError."""
+    try:
+        with Image.open(io.BytesIO(Path(path).read_bytes()), formats=folder.FORMATS) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return folder.fit(image, size, channels)
+    except OSError as error:
+        if error.filename:
+            raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: not a readable image (PNG, JPEG, WebP, BMP or GIF)") from None
+    except Exception:  # broken files raise nearly anything
+        raise UserError(f"{path}: not a readable image (PNG, JPEG, WebP, BMP or GIF)") from None

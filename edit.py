@@ -1,0 +1,192 @@
+"""Edit pictures with a trained model:  python edit.py inpaint|img2img|invert [--image PIC] [--ckpt last|best|PATH]
+
+Nothing is trained for it.  Without --image the pictures are real ones that the model has not seen.  Read next:
+diffusion/inpaint.py, diffusion/invert.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import cli
+import generate
+import processes
+from config import UserError
+from dataset import pictures, reference
+from dataset.pixels import from_uint8, to_uint8
+from diffusion.inpaint import inpaint, there_and_back
+from diffusion.invert import invert
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS, adjacent, image_noise, spaced
+from models import checkpoint
+
+MASKS = ("left", "right", "top", "bottom", "center", "border")
+
+
+def parser():
+    """The command line: one subcommand a kind of edit."""
+    p = cli.Parser(prog="edit.py", description=__doc__.split("\n")[0])
+    commands = p.add_subparsers(dest="command", metavar="|".join(COMMANDS), required=True, parser_class=cli.Parser)
+    for name, command in COMMANDS.items():
+        s = commands.add_parser(name, prog=f"edit.py {name}", help=command.__doc__.split("\n")[0])
+        cli.add_checkpoint(s)
+        s.add_argument("--image", metavar="PIC", help="picture of any size (default: real ones, not seen in training)")
+        s.add_argument("-n", type=cli.whole(1), default=4, help="results: variants of --image, or pictures (default 4)")
+        s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
+        s.add_argument("--label", metavar="NAME|NUMBER|none", default="none", help="class (default none)")
+        s.add_argument("--guidance", type=cli.number(), metavar="S", help="with a label (default: as the run samples)")
+        s.add_argument("--out", metavar="DIR", help=f"folder for the pictures (default out/{name})")
+        if name == "inpaint":
+            s.add_argument("--mask", metavar="PIC|" + "|".join(MASKS), default="center", help="repainted: where white")
+            s.add_argument("--jump", type=cli.whole(1), default=5, metavar="J", help="levels walked again (default 5)")
+            s.add_argument("--resamples", type=cli.whole(1), default=5, metavar="R", help="times each (default 5)")
+        if name == "img2img":
+            s.add_argument(
+                "--level", type=cli.whole(1), metavar="T", help="noise added first, 1..T (default half of T)"
+            )
+            s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="from there (default ddim)")
+        if name == "invert":
+            s.add_argument(
+                "--refine", type=cli.whole(0), default=0, metavar="K", help="repeats of each step (default 0)"
+            )
+    return p
+
+
+def main(argv):
+    """Run the program with these arguments; returns the exit code."""
+    args = parser().parse_args(argv)
+    path = cli.find_checkpoint(args.ckpt, args.preset)
+    device = processes.choose_device(args.device)
+    model, config, state = checkpoint.load_model(path, device, args.weights)
+    diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+    steps = args.steps or min(config.sample.steps, diffusion.T)
+    if steps > diffusion.T:
+        raise UserError(f"--steps {steps}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")
+    label = cli.find_label(args.label, state.get("classes", []), model.null_class)
+    if args.guidance is not None and label is None:
+        raise UserError("--guidance: there is nothing to guide by without a class; give one with --label NAME")
+    guidance = config.sample.guidance if args.guidance is None else args.guidance
+    originals = read(args, config.data)
+    y = None if label is None else torch.full((len(originals),), label, device=device)
+    # Unclipped for inversion: its ε̂ must come from the whole path, and clipping is not undone on the way back.
+    denoise = diffusion.denoiser(model, y, guidance=guidance, clip=args.command != "invert")
+    x_0 = from_uint8(originals).to(device)
+    noise = image_noise(args.seed, range(len(originals)))
+    out = Path(args.out or Path("out") / args.command)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
+    print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {device}")
+    middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, steps)
+    settings = {
+        "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "weights": args.weights,
+        "command": args.command, "image": args.image, "n": len(originals), "steps": steps, "seed": args.seed,
+        "label": args.label, "guidance": guidance if label is not None else None, **facts,
+    }  # fmt: skip
+    write(out, originals, middle, after, pictures.readable_scale(config.data.size), settings)
+    return 0
+
+
+def read(args, data):
+    """The pictures to edit, uint8 (n, C, H, W): --image n times, or n that the model has not seen."""
+    if args.image is not None:
+        one = reference.open_picture(args.image, data.size, data.channels)
+        return torch.from_numpy(one.copy()).expand(args.n, -1, -1, -1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(reference.unseen(data, args.n).pixels))
+
+
+def walk(steps, total):
+    """The last stage of a walk, with a progress bar on the way."""
+    *_, last = tqdm(steps, total=total, unit="step", disable=None, dynamic_ncols=True)
+    return last.x
+
+
+# ---------------------------------------------------------------- the edits: (middle pictures, results, facts)
+
+
+def repaint(args, diffusion, denoise, x_0, noise, steps):
+    """Draw a part of the picture anew, in keeping with the rest, which stays exactly as it is."""
+    known = ~read_mask(args.mask, x_0.shape[-2:]).to(x_0.device)
+    timesteps = spaced(diffusion.T, steps)
+    path = there_and_back(adjacent(diffusion.schedule, timesteps), args.jump, args.resamples)
+    options = {"jump": args.jump, "resamples": args.resamples}
+    drawn = inpaint(
+        denoise, diffusion.schedule, noise(x_0), x_0, known, timesteps=timesteps, noise_like=noise, **options
+    )
+    after = walk(drawn, sum(t > s for t, s in path))
+    grey = torch.where(known, x_0, torch.zeros_like(x_0))
+    return [to_uint8(grey).cpu()], to_uint8(after).cpu(), {"mask": args.mask, **options}
+
+
+def img2img(args, diffusion, denoise, x_0, noise, steps):
+    """Add noise up to a level and denoise from there: the rough shape stays, the detail is new (SDEdit)."""
+    level = args.level or max(1, diffusion.T // 2)
+    if level > diffusion.T:
+        raise UserError(f"--level {level}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")
+    timesteps = spaced(level, min(steps, level))
+    x = diffusion.q_sample(x_0, torch.full((len(x_0),), level, device=x_0.device), noise(x_0))
+    options = {k: v["default"] for k, v in generate.OPTIONS[args.sampler].items() if k not in ("spacing", "rho")}
+    stages = SAMPLERS[args.sampler](denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
+    after = walk(stages, len(timesteps))
+    facts = {"level": level, "sampler": args.sampler, "levels": timesteps}
+    return [to_uint8(x).cpu()], to_uint8(after).cpu(), facts
+
+
+def there_and_return(args, diffusion, denoise, x_0, noise, steps):
+    """Find the noise that the picture comes from, and come back; prints the error against the number of steps."""
+    counts = sorted({max(1, steps // 4), max(1, steps // 2), steps})
+    error = {}
+    for n in counts:
+        timesteps = spaced(diffusion.T, n)
+        up = invert(denoise, diffusion.schedule, x_0, timesteps=timesteps, refine=args.refine)
+        x_T = walk(up, n)
+        x = walk(SAMPLERS["ddim"](denoise, diffusion.schedule, x_T, timesteps=timesteps), n)
+        error[n] = (x - x_0).square().mean().sqrt().item() * 127.5
+        print(f"{n:5d} steps: comes back with an error of {error[n]:.2f} grey levels (root mean square)")
+    return [to_uint8(x_T).cpu()], to_uint8(x).cpu(), {"refine": args.refine, "error_grey_levels": error}
+
+
+COMMANDS = {"inpaint": repaint, "img2img": img2img, "invert": there_and_return}
+
+
+def read_mask(text, size):
+    """--mask as bool (H, W): True where the picture is to be drawn anew."""
+    height, width = size
+    mask = torch.zeros(size, dtype=torch.bool)
+    top, left = height // 4, width // 4
+    if text in ("center", "border"):
+        mask[top : height - top, left : width - left] = True
+        mask = mask if text == "center" else ~mask
+    elif text in MASKS:
+        half = {"left": (slice(None), slice(0, width // 2)), "right": (slice(None), slice(width // 2, None))}
+        half |= {"top": (slice(0, height // 2),), "bottom": (slice(height // 2, None),)}
+        mask[half[text]] = True
+    else:
+        if not Path(text).exists():
+            raise UserError(f"--mask {text}: no such file, and not one of {', '.join(MASKS)}")
+        mask = torch.from_numpy(reference.open_picture(text, tuple(size), 1)[0].copy()) > 127
+    if mask.all() or not mask.any():
+        raise UserError(f"--mask {text}: it must be white where to repaint and black elsewhere; it is all one")
+    return mask
+
+
+def write(out, before, middle, after, k, settings):
+    """Write each result, a strip of before | middle | after for all of them, and the settings."""
+    for i, image in enumerate(pictures.upscale(after, k)):
+        with checkpoint.replacing(out / f"{i:05d}.png") as temp:
+            pictures.save_png(temp, image)
+    strip = pictures.strip([pictures.upscale(z, k) for z in (before, *middle, after)])
+    with checkpoint.replacing(out / "strip.png") as temp:
+        pictures.save_png(temp, strip)
+    with checkpoint.replacing(out / "settings.json") as temp:
+        temp.write_text(json.dumps(settings, indent=2) + "\n")
+    print(f"{len(after):,} pictures, and strip.png (before | on the way | after), in {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

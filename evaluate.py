@@ -1,0 +1,492 @@
+"""Measure a checkpoint:  python evaluate.py fid|kid|bpd|nearest|speed|sweep [--ckpt last|best|PATH] [-n N]
+
+Every command says by which protocol it measured, and writes that beside its figures.  Several processes share the work:
+torchrun --nproc-per-node=N evaluate.py ...  Read next: evaluation/, diffusion/bound.py.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import cli
+import generate
+import processes
+from config import Config, UserError
+from dataset import pictures, reference
+from dataset.pixels import from_uint8, to_uint8
+from diffusion import bound
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise
+from evaluation import compare, features
+from evaluation import nearest as neighbours
+from models import checkpoint
+
+ENOUGH = 2048  # images; below, the Frechet distance depends more on how many there are than on what they show
+SHOWN = 16  # samples in the figure of `nearest`
+STEPS = (5, 10, 25, 50)  # of `speed` and `sweep`
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parser():
+    """The command line: one subcommand a measurement."""
+    p = cli.Parser(prog="evaluate.py", description=__doc__.split("\n")[0])
+    commands = p.add_subparsers(dest="command", metavar="|".join(COMMANDS), required=True, parser_class=cli.Parser)
+    for name, command in COMMANDS.items():
+        s = commands.add_parser(name, prog=f"evaluate.py {name}", help=command.__doc__.split("\n")[0])
+        cli.add_checkpoint(s)
+        n = {"fid": ENOUGH, "kid": ENOUGH, "speed": 16}.get(name, 256 if name != "bpd" else 64)
+        s.add_argument("-n", type=cli.whole(1 if name == "speed" else 2), default=n, help=f"images (default {n:,})")
+        s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="images at once (default 16)")
+        s.add_argument("--out", metavar="DIR", help=f"folder for the figures (default out/{name})")
+        if name != "speed":
+            s.add_argument("--data", metavar="SOURCE", help="real images: a source or PATH (default: the run's own)")
+        if name in ("fid", "kid", "sweep", "bpd"):
+            split = "val" if name == "bpd" else "train"
+            s.add_argument("--split", choices=reference.SPLITS, default=split, help=f"of the data (default {split})")
+        if name in ("fid", "kid", "sweep"):
+            usual = "random" if name == "sweep" else "inception"
+            s.add_argument("--features", choices=features.NAMES, default=usual, help=f"compared (default {usual})")
+            s.add_argument("--weights-file", metavar="PATH", help="Inception's weights, instead of downloading them")
+        if name == "bpd":
+            s.add_argument("--variance", choices=("small", "large"), default="small", help="of the reverse steps")
+            s.add_argument(
+                "--levels", type=cli.whole(1), default=100, metavar="K", help="levels measured (default 100)"
+            )
+        else:
+            s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: as the run samples")
+            s.add_argument("--eta", type=cli.number(), default=0.0, help="of ddim (default 0)")
+        if name in ("speed", "sweep"):
+            s.add_argument("--samplers", type=_samplers, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
+            s.add_argument("--steps", type=_steps, default=STEPS, metavar="N,N", help=f"default {STEPS}")
+        elif name != "bpd":
+            s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
+            s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
+    return p
+
+
+def _samplers(text):
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in SAMPLERS:
+            raise cli.argparse.ArgumentTypeError(f"{name!r} is no sampler; there are {', '.join(SAMPLERS)}")
+    return names
+
+
+def _steps(text):
+    return tuple(cli.whole(1)(part) for part in text.split(","))
+
+
+def main(argv):
+    """Run the program with these arguments; returns the exit code."""
+    args = parser().parse_args(argv)
+    path = cli.find_checkpoint(args.ckpt, args.preset)
+    group = processes.start(args.device)
+    try:
+        model, config, state = checkpoint.load_model(path, group.device, args.weights)
+        if args.command != "speed" and args.data is not None:
+            config = replace(config, data=replace(config.data, source=args.data))
+        diffusion = GaussianDiffusion.from_config(config.diffusion).to(group.device)
+        guidance = getattr(args, "guidance", 1.0)
+        if guidance not in (None, 1.0) and not model.null_class:
+            raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
+        guidance = config.sample.guidance if guidance is None else guidance
+        subject = Subject(path, model, config, state, diffusion, group, args.seed, args.batch_size, guidance)
+        out = Path(args.out or Path("out") / args.command)
+        if group.main:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot write in {out}: {error.strerror}; choose another with --out DIR") from None
+            print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {group.device}")
+        with torch.no_grad():
+            protocol, figures = COMMANDS[args.command](subject, args, out)
+        if group.main:
+            common = {
+                "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
+                "weights": args.weights, "device": str(group.device), "processes": group.world,
+                "torch": torch.__version__, "n": args.n, "seed": args.seed,
+            }  # fmt: skip
+            report = {"figures": figures, "protocol": {**common, **protocol}}
+            write_text(out / f"{args.command}.json", json.dumps(report, indent=2) + "\n")
+            print("protocol  " + ", ".join(f"{k} {_short(v)}" for k, v in protocol.items() if not isinstance(v, dict)))
+            print(f"written   {out}/{args.command}.json")
+        return 0
+    finally:
+        processes.stop()
+
+
+def _short(value):
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint ready to be measured, and how."""
+
+    path: Path
+    model: torch.nn.Module
+    config: Config
+    state: dict
+    diffusion: GaussianDiffusion
+    group: processes.Processes
+    seed: int
+    batch_size: int
+    guidance: float
+
+    def steps(self, asked):
+        """The number of noise levels: what was asked for, or what the run samples with."""
+        if asked is not None and asked > self.diffusion.T:
+            raise UserError(f"--steps {asked}: this checkpoint has T = {self.diffusion.T}, so 1 to {self.diffusion.T}")
+        return asked or min(self.config.sample.steps, self.diffusion.T)
+
+    def bar(self, total, unit):
+        """A progress bar on the first process."""
+        hidden = None if self.group.main else True
+        return tqdm(total=total, unit=unit, disable=hidden, dynamic_ncols=True, leave=False)
+
+    def draw(self, numbers, sampler, steps, eta):
+        """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
+        d, classes = self.config.data, self.model.null_class
+        options = {name: declared["default"] for name, declared in generate.OPTIONS[sampler].items()}
+        if "eta" in options:
+            options["eta"] = eta
+        of_levels = {name: options.pop(name) for name in ("spacing", "rho") if name in options}
+        timesteps = generate.levels(self.diffusion.schedule, steps, **of_levels)
+        if sampler == "ddim":
+            try:
+                check_eta(self.diffusion.schedule, adjacent(self.diffusion.schedule, timesteps), eta)
+            except ValueError as error:
+                raise UserError(f"--eta {eta:g}: {error}") from None
+        noise = image_noise(self.seed, numbers)
+        x = noise(torch.empty(len(numbers), d.channels, *d.size, device=self.group.device))
+        y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None
+        denoise, calls = generate.count(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
+        walk = SAMPLERS[sampler](denoise, self.diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
+        *_, step = walk
+        if not torch.isfinite(step.x).all():
+            raise UserError(f"{self.path}: the pictures of {sampler} at {steps} steps are not finite")
+        return to_uint8(step.x).cpu(), len(calls)
+
+    def each(self, n, work, bar=None):
+        """work(batch of numbers) -> tensor, for the numbers 0..n-1 in shares of each process; all of it in order."""
+        mine = list(range(self.group.rank, n, self.group.world))
+        done = []
+        for start in range(0, len(mine), self.batch_size):
+            done.append(work(mine[start : start + self.batch_size]))
+            if bar is not None:
+                bar.update(len(mine[start : start + self.batch_size]) * (self.group.world if self.group.main else 1))
+        shares = self.group.gather((mine, torch.cat(done) if done else None))
+        order = torch.tensor([i for numbers, _ in shares for i in numbers]).argsort()
+        return torch.cat([values for _, values in shares if values is not None])[order]
+
+
+def real_features(subject, args, see):
+    """Features (M, d) of the reference images, from the cache if they are there, and what the images are."""
+    images = subject.group.main_first(lambda: reference.load(subject.config.data, args.split))
+    content = hashlib.sha256(str(images.pixels.shape).encode() + np.ascontiguousarray(images.pixels).data)
+    facts = {"data": images.name, "split": args.split, "reference_n": len(images.pixels)}
+    facts["reference_sha256"] = content.hexdigest()
+    key = hashlib.sha256(f"{content.hexdigest()} {see.name} {see.digest}".encode()).hexdigest()[:32]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion"
+    path = folder / f"features-{key}.npy"
+    found = read_features(path, len(images.pixels))
+    if all(subject.group.gather(found is not None)):  # together, or some would wait for the others for ever
+        return found, facts
+    with subject.bar(len(images.pixels), "real image") as bar:
+        found = replace(subject, batch_size=128).each(
+            len(images.pixels), lambda numbers: see(torch.from_numpy(images.pixels[numbers])), bar
+        )
+    if subject.group.main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with checkpoint.replacing(path) as temp, open(temp, "wb") as file:
+                np.save(file, found.numpy())
+        except (OSError, UserError) as error:
+            print(f"warning: reference features are not cached ({error})", file=sys.stderr)
+    return found, facts
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def read_features(path, n):
+    """The n cached features, or None when they are not there, or damaged."""
+    try:
+        found = np.load(path)
+        return torch.from_numpy(found) if found.dtype == np.float32 and len(found) == n else None
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def fid(subject, args, out):
+    """Frechet distance to real images; FID with the standard features."""
+    return distance(subject, args, 0)
+
+
+def kid(subject, args, out):
+    """Kernel distance to real images; KID with the standard features."""
+    return distance(subject, args, 1)
+
+
+def distance(subject, args, which):
+    """The protocol, and the Frechet (which = 0) or the kernel distance (1) of exactly n samples."""
+    steps = subject.steps(args.steps)
+    see = features.extractor(args.features, subject.group.device, args.weights_file)
+    if which == 0:
+        warn_if_few(subject, args.n)
+    real, facts = real_features(subject, args, see)
+    with subject.bar(args.n, "image") as bar:
+        work = lambda numbers: see(subject.draw(numbers, args.sampler, steps, args.eta)[0])  # noqa: E731
+        found = subject.each(args.n, work, bar)
+    protocol = {
+        **facts, "features": see.name, "features_sha256": see.digest,
+        "sampler": args.sampler, "steps": steps, "eta": args.eta, "guidance": subject.guidance,
+    }  # fmt: skip
+    if not subject.group.main:
+        return protocol, {}
+    key, title = compare.names(see.name)[which], compare.titles(see.name)[which]
+    figures = {k: v for k, v in compare.compare_features(found, real, see.name).items() if k.startswith(key)}
+    deviation = f" ± {figures[key + '_std']:.3g} over subsets of {figures[key + '_subset']}" if which else ""
+    print(f"{title}: {figures[key]:.5g}{deviation}, {args.n:,} samples")
+    return protocol, figures
+
+
+def warn_if_few(subject, n):
+    """The Frechet distance of few images is mostly bias."""
+    if n < ENOUGH and subject.group.main:
+        print(
+            f"warning: {n:,} images are few for a Frechet distance (below {ENOUGH:,} it is mostly bias): "
+            "compare only figures of the same n",
+            file=sys.stderr,
+        )
+
+
+def bpd(subject, args, out):
+    """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
+    data = subject.config.data
+    if args.split == "val" and data.source == "textiles":
+        images = reference.unseen(data, args.n)
+    else:
+        images = reference.every(reference.load(data, args.split), args.n)
+    known = images.labels is not None and list(images.classes) == list(subject.state.get("classes", []))
+    known = known and subject.model.null_class
+    schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
+    stretches = [(1, 1), *bound.strata(T, args.levels), (T + 1, T + 1)]
+
+    def work(numbers):
+        rng, noise = np.random.default_rng((subject.seed, numbers[0], 1)), image_noise(subject.seed, numbers)
+        x_0 = from_uint8(torch.from_numpy(images.pixels[numbers])).double()
+        y = torch.from_numpy(images.labels[numbers]).to(group.device) if known else None
+        network = subject.diffusion.denoiser(subject.model, y)
+
+        def denoise(x, t):  # the network in float32 where it is, the bound in float64 on the CPU
+            return tuple(z.cpu().double() for z in network(x.float().to(group.device), t))
+
+        draw = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
+        parts = []
+        for _, _, nats in bound.bound(denoise, schedule, x_0, noise, draw, args.levels, args.variance):
+            parts.append(bound.in_bits(nats, x_0))
+            bar.update(group.world)
+        return torch.stack(parts, dim=1)  # (B, stretches)
+
+    n = len(images.pixels)
+    with subject.bar(-(-n // subject.batch_size) * len(stretches), "level") as bar:
+        table = subject.each(n, work)
+    protocol = {
+        "data": images.name, "split": args.split, "images": n, "variance": args.variance, "levels": args.levels,
+        "labels": "given" if known else "none", "T": T,
+    }  # fmt: skip
+    if not group.main:
+        return protocol, {}
+    mean, total = table.mean(dim=0), table.sum(dim=1)
+    figures = {
+        "bits_per_dim": total.mean().item(),
+        "standard_error": (total.std() / n**0.5).item(),
+        "L_0": mean[0].item(),
+        "L_t": mean[1:-1].sum().item(),
+        "L_T": mean[-1].item(),
+    }
+    rows = [
+        (first, last, value, value / (last - first + 1))
+        for (first, last), value in zip(stretches[1:-1], mean[1:-1].tolist())
+    ]
+    write_csv(out / "by_t.csv", ("t_first", "t_last", "bits_per_dim", "bits_per_dim_and_level"), rows)
+    print(f"at most {figures['bits_per_dim']:.4f} ± {figures['standard_error']:.4f} bits per dimension, {n:,} images")
+    print(
+        f"L_0 {figures['L_0']:.4f}, sum of L_t {figures['L_t']:.4f}, L_T {figures['L_T']:.6f}; by t in {out}/by_t.csv"
+    )
+    return protocol, figures
+
+
+def nearest(subject, args, out):
+    """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
+    steps, group = subject.steps(args.steps), subject.group
+    training = group.main_first(lambda: reference.load(subject.config.data, "train"))
+    unseen = reference.unseen(subject.config.data, args.n)
+    n = min(args.n, len(unseen.pixels))
+    if n < args.n and group.main:
+        print(f"warning: only {n:,} unseen images are there, so {n:,} samples are drawn", file=sys.stderr)
+    with subject.bar(n, "image") as bar:
+        drawn = subject.each(n, lambda numbers: subject.draw(numbers, args.sampler, steps, args.eta)[0], bar)
+    protocol = {
+        "data": training.name, "training_n": len(training.pixels), "compared": n, "sampler": args.sampler,
+        "steps": steps, "eta": args.eta, "guidance": subject.guidance,
+    }  # fmt: skip
+    if not group.main:
+        return protocol, {}
+    far, index = neighbours.nearest(drawn, training.pixels)
+    far_unseen, _ = neighbours.nearest(torch.from_numpy(np.ascontiguousarray(unseen.pixels)), training.pixels)
+    found = neighbours.verdict(far, far_unseen)
+    figures = {
+        **found,
+        "distance_of_samples": far.median().item(),
+        "distance_of_unseen": far_unseen.median().item(),
+        "closest_sample": far.min().item(),
+    }
+    order = far.argsort()[:SHOWN]  # the closest ones: where a copy would be
+    pairs = torch.stack([drawn[order], torch.from_numpy(np.stack([training.pixels[i] for i in index[order]]))], dim=1)
+    k = pictures.readable_scale(subject.config.data.size)
+    with checkpoint.replacing(out / "nearest.png") as temp:
+        pictures.save_png(temp, pictures.grid(pictures.upscale(pairs.flatten(0, 1), k), columns=8))
+    write_csv(
+        out / "nearest.csv", ("sample", "training_image", "distance"), zip(range(n), index.tolist(), far.tolist())
+    )
+    print(f"nearest training image: {figures['distance_of_samples']:.1f} grey levels from samples (median), ", end="")
+    print(f"{figures['distance_of_unseen']:.1f} from as many unseen images; {n:,} each")
+    print(f"a sample is closer than an unseen image in {found['closer']:.0%} of pairs (50 % ± {found['error']:.0%})")
+    print(f"{found['very_close']:.0%} of samples are closer than 95 % of the unseen images (expected 5 %)")
+    if found["memorised"]:
+        print(
+            "verdict   samples are closer to the training images than unseen ones are: it remembers, or draws smoother"
+        )
+    else:
+        print("verdict   no sign of memorisation: samples are no closer to the training images than unseen images are")
+    print(f"closest   {out}/nearest.png: pairs of a sample and its nearest training image")
+    return protocol, figures
+
+
+def speed(subject, args, out):
+    """Images a second by sampler and number of steps."""
+    numbers = range(subject.group.rank * args.n, (subject.group.rank + 1) * args.n)
+    subject.draw(numbers, args.samplers[0], 1, args.eta)  # the first call is slow
+    rows = []
+    counts = [subject.steps(s) for s in args.steps]
+    with subject.bar(len(args.samplers) * len(counts), "setting") as bar:
+        for sampler in args.samplers:
+            for steps in counts:
+                start = time.perf_counter()
+                _, evaluations = subject.draw(numbers, sampler, steps, args.eta)
+                if subject.group.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds = max(subject.group.gather(time.perf_counter() - start))
+                rows.append((sampler, steps, evaluations, args.n * subject.group.world / seconds))
+                bar.update()
+    header = ("sampler", "steps", "evaluations", "images_per_second")
+    if subject.group.main:
+        write_csv(out / "speed.csv", header, rows)
+        print_table(header, rows)
+    protocol = {"batch": args.n, "guidance": subject.guidance, "threads": torch.get_num_threads()}
+    return protocol, {f"{s}_{steps}": rate for s, steps, _, rate in rows}
+
+
+def sweep(subject, args, out):
+    """Distance to real images against the number of steps, for every sampler: table and plot."""
+    counts = [subject.steps(s) for s in args.steps]
+    see = features.extractor(args.features, subject.group.device, args.weights_file)
+    warn_if_few(subject, args.n)
+    real, facts = real_features(subject, args, see)
+    frechet_name, kernel_name = compare.names(see.name)
+    rows = []
+    with subject.bar(len(args.samplers) * len(counts) * args.n, "image") as bar:
+        for sampler in args.samplers:
+            for steps in counts:
+                spent = []
+
+                def work(numbers, sampler=sampler, steps=steps, spent=spent):
+                    drawn, evaluations = subject.draw(numbers, sampler, steps, args.eta)
+                    spent.append(evaluations)
+                    return see(drawn)
+
+                start = time.perf_counter()
+                found = subject.each(args.n, work, bar)
+                seconds = time.perf_counter() - start
+                if subject.group.main:
+                    r = compare.compare_features(found, real, see.name)
+                    values = (r[frechet_name], r[kernel_name], r[f"{kernel_name}_std"])
+                    rows.append((sampler, steps, max(spent), *values, seconds))
+    protocol = {**facts, "features": see.name, "features_sha256": see.digest, "eta": args.eta}
+    protocol["guidance"] = subject.guidance
+    if subject.group.main:
+        header = ("sampler", "steps", "evaluations", frechet_name, kernel_name, f"{kernel_name}_std", "seconds")
+        write_csv(out / "sweep.csv", header, rows)
+        print_table(header, rows)
+        plot_sweep(out / "sweep.png", rows, compare.titles(see.name)[0], args.n)
+        print(f"plot      {out}/sweep.png")
+    return protocol, {frechet_name: {f"{r[0]}_{r[1]}": r[3] for r in rows}}
+
+
+COMMANDS = {"fid": fid, "kid": kid, "bpd": bpd, "nearest": nearest, "speed": speed, "sweep": sweep}
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def write_text(path, text):
+    """Write a whole file or none."""
+    with checkpoint.replacing(path) as temp:
+        temp.write_text(text)
+
+
+def write_csv(path, header, rows):
+    """Write a table, whole or not at all."""
+    with checkpoint.replacing(path) as temp, open(temp, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def print_table(header, rows):
+    """The table for people."""
+    text = [header, *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows)]
+    widths = [max(len(row[i]) for row in text) for i in range(len(header))]
+    for row in text:
+        print("  ".join(cell.rjust(w) for cell, w in zip(row, widths)))
+
+
+def plot_sweep(path, rows, title, n):
+    """Distance against network evaluations, one line a sampler, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for sampler in dict.fromkeys(r[0] for r in rows):
+        line = sorted((r[2], r[3]) for r in rows if r[0] == sampler)
+        axes.plot(*zip(*line), marker="o", label=sampler)
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations a picture", ylabel=f"{title}, {n:,} samples")
+    ticks = sorted({r[2] for r in rows})
+    axes.grid(alpha=0.3, which="both")
+    axes.set_xticks([t for i, t in enumerate(ticks) if i == 0 or t >= 1.25 * ticks[i - 1]])
+    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.minorticks_off()
+    axes.legend()
+    with checkpoint.replacing(path) as temp:
+        figure.savefig(temp, format="png", dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
