@@ -116,7 +116,7 @@ def find_label(text, classes, num_classes):
         return None
     if text in classes:
         return classes.index(text)
-    if text.isdigit() and int(text) < num_classes:
+    if text.isdecimal() and int(text) < num_classes:
         return int(text)
     names = ", ".join(f"{i} {c}" for i, c in enumerate(classes))
     raise UserError(f"--label {text}: unknown{nearest(text, classes)}; there are 0 to {num_classes - 1}: {names}")

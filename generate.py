@@ -22,6 +22,7 @@ from models import checkpoint
 
 STAGES = 8  # columns of --strip
 FRAMES = 40  # of --gif, at most
+MOST = 100_000  # pictures: their names have five digits
 WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
 
@@ -33,8 +34,8 @@ def parser():
     for name, sampler in SAMPLERS.items():
         s = commands.add_parser(name, prog=f"generate.py {name}", help=sampler.__doc__.split("\n")[0])
         cli.add_checkpoint(s)
-        s.add_argument("-n", type=cli.whole(1), default=16, help="how many pictures (default 16)")
-        s.add_argument("--batch-size", type=cli.whole(1), default=WORK, metavar="B", help=f"at once (default {WORK})")
+        s.add_argument("-n", type=cli.whole(1, MOST), default=16, help="how many pictures (default 16)")
+        s.add_argument("--batch-size", type=cli.whole(1, MOST), default=WORK, metavar="B", help=f"at once (default {WORK})")
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="network evaluations, 1..T")
         s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
         s.add_argument("--guidance", type=cli.number(), metavar="S", help="1 = conditional, 0 = unconditional")
@@ -132,7 +133,8 @@ def clear(out):
     """Remove what an earlier call wrote, so that the folder holds exactly n pictures; and nothing else, ever."""
     try:
         made = json.loads((out / "settings.json").read_text())
-        ours = [p for p in out.glob("[0-9]*.png") if p.stem.isdecimal() and int(p.stem) < made["n"] and made["sampler"]]
+        ours = {f"{i:05d}.png" for i in range(min(made["n"], MOST))} if made["sampler"] in SAMPLERS else set()
+        ours = [p for p in out.glob("[0-9]*.png") if p.name in ours]
     except (OSError, ValueError, KeyError, TypeError):
         return  # another program's settings
     ours += [out / name for name in ("grid.png", "denoising.gif", "strip.png")]
