@@ -58,16 +58,17 @@ def whole(low, high=None, name="a whole number"):
     return parse
 
 
-def number(low=0.0, name="a number"):
-    """An argparse type: a finite number of at least `low`."""
+def number(low=0.0, below=float("inf")):
+    """An argparse type: a number of at least `low` and less than `below`."""
 
     def parse(text):
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name} of at least {low:g}")
+        if not low <= value < below:
+            limits = f"of at least {low:g}" + (f" and below {below:g}" if below < float("inf") else "")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
         return value
 
     return parse

@@ -1,4 +1,4 @@
-"""Make pictures from a checkpoint:  python generate.py ddpm|ddim [--ckpt last|best|PATH] [-n 16] [--gif] [--strip]
+"""Make pictures from a checkpoint:  python generate.py ddim|dpmpp|heun|... [--ckpt last|best|PATH] [-n 16] [--gif]
 
 The checkpoint holds the config, so no data and no flags of the architecture are needed.  Picture i depends only on
 (seed, i).  Read next: diffusion/samplers.py.
@@ -17,7 +17,7 @@ from config import UserError
 from dataset import pictures
 from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise, spaced
+from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise, spaced, spaced_logsnr, spaced_rho
 from models import checkpoint
 
 STAGES = 8  # columns of --strip
@@ -25,6 +25,17 @@ FRAMES = 40  # of --gif, at most
 MOST = 100_000  # pictures: their names have five digits
 WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
+OPTIONS = {  # sampler -> {option: how its flag is declared}; the options `spacing` and `rho` choose levels
+    "ddpm": {"variance": {"choices": ("small", "large"), "default": "small", "help": "posterior variance or beta"}},
+    "ddim": {"eta": {"type": cli.number(), "default": 0.0, "help": "0 = no fresh noise, 1 = as much as ddpm"}},
+    "dpmpp": {"spacing": {"choices": ("logsnr", "time"), "default": "logsnr", "help": "levels even in log-SNR or t"}},
+    "heun": {"rho": {"type": cli.number(1), "default": 7.0, "help": "levels even in sigma^(1/rho)"}},
+    "pc": {
+        "snr": {"type": cli.number(0, 1), "default": 0.16, "help": "corrector step over its noise, below 1"},
+        "corrector_steps": {"type": cli.whole(0), "default": 1, "help": "Langevin steps on each level"},
+    },
+    "ode": {"tol": {"type": cli.number(1e-5), "default": 1e-2, "help": "largest error of a step in any pixel"}},
+}
 
 
 def parser():
@@ -35,8 +46,10 @@ def parser():
         s = commands.add_parser(name, prog=f"generate.py {name}", help=sampler.__doc__.split("\n")[0])
         cli.add_checkpoint(s)
         s.add_argument("-n", type=cli.whole(1, MOST), default=16, help="how many pictures (default 16)")
-        s.add_argument("--batch-size", type=cli.whole(1, MOST), default=WORK, metavar="B", help=f"at once (default {WORK})")
-        s.add_argument("--steps", type=cli.whole(1), metavar="N", help="network evaluations, 1..T")
+        s.add_argument(
+            "--batch-size", type=cli.whole(1, MOST), default=WORK, metavar="B", help=f"at once (default {WORK})"
+        )
+        s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels visited, 1..T")
         s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
         s.add_argument("--guidance", type=cli.number(), metavar="S", help="1 = conditional, 0 = unconditional")
         s.add_argument("--no-clip", action="store_true", help="do not keep x0-hat in [-1, 1]")
@@ -45,11 +58,22 @@ def parser():
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
         s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
         s.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-        if name == "ddim":
-            s.add_argument("--eta", type=cli.number(), default=0.0, help="0 = no fresh noise, 1 = as much as ddpm")
-        if name == "ddpm":
-            s.add_argument("--variance", choices=("small", "large"), default="small", help="posterior variance or beta")
+        for option, declared in OPTIONS[name].items():
+            s.add_argument(f"--{option.replace('_', '-')}", **declared)
     return p
+
+
+def levels(schedule, n, spacing="time", rho=None):
+    """n falling noise levels: even in t, in log-SNR, or with a rho in sigma^(1/rho)."""
+    if rho is not None:
+        return spaced_rho(schedule, n, rho)
+    return spaced_logsnr(schedule, n) if spacing == "logsnr" else spaced(schedule.T, n)
+
+
+def count(denoise):
+    """The same denoise, and a list that gets the level of each network evaluation."""
+    calls = []
+    return (lambda x, t: (calls.append(t), denoise(x, t))[1]), calls
 
 
 def main(argv):
@@ -62,15 +86,18 @@ def main(argv):
     diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
     schedule, T, classes = diffusion.schedule, diffusion.T, model.null_class
 
-    steps = args.steps or (T if args.sampler == "ddpm" else min(config.sample.steps, T))
+    usual = {"ddpm": T, "ode": STAGES}.get(args.sampler, config.sample.steps)
+    steps = args.steps or min(usual, T)
     if steps > T:
         raise UserError(f"--steps {steps}: this checkpoint has T = {T}, so 1 to {T}")
-    timesteps = spaced(T, steps)
+    options = {name: getattr(args, name) for name in OPTIONS[args.sampler]}
+    of_levels = {name: value for name, value in options.items() if name in ("spacing", "rho")}
+    of_sampler = {name: value for name, value in options.items() if name not in of_levels}
+    timesteps = levels(schedule, steps, **of_levels)
     label = cli.find_label(args.label, state.get("classes", []), classes)
     if args.guidance is not None and not classes:
         raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
     guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
-    options = {"variance": args.variance} if args.sampler == "ddpm" else {"eta": args.eta}
     if args.sampler == "ddim":
         try:
             check_eta(schedule, adjacent(schedule, timesteps), args.eta)
@@ -95,14 +122,15 @@ def main(argv):
             y = None
             if label is not None:
                 y = torch.tensor([i % classes if label == "each" else label for i in numbers], device=device)
-            denoise = diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip)
+            denoise, calls = count(diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip))
             if start == 0:
                 kept[0] = (to_uint8(x[:shown]).cpu(), None)
-            walk = SAMPLERS[args.sampler](denoise, schedule, x, timesteps=timesteps, noise_like=noise, **options)
+            walk = SAMPLERS[args.sampler](denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16"):
                 for i, step in enumerate(walk, 1):
                     if start == 0 and i in wanted:
                         kept[i] = (to_uint8(step.x[:shown]).cpu(), to_uint8(step.x0[:shown]).cpu())
+                    bar.set_postfix(evaluations=len(calls), refresh=False)
                     bar.update(1)
             if not torch.isfinite(step.x).all():
                 raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
@@ -110,10 +138,12 @@ def main(argv):
 
     settings = {
         "checkpoint": str(path), "step": state["step"], "weights": args.weights, "sampler": args.sampler,
-        "steps": steps, **options, "n": args.n, "seed": args.seed, "label": args.label, "guidance": guidance,
+        "steps": steps, "evaluations": len(calls), **options, "n": args.n, "seed": args.seed,
+        "label": args.label, "guidance": guidance,
         "batch_size": args.batch_size, "clip": not args.no_clip, "upscale": args.upscale,
         "device": str(device), "precision": args.precision, "torch": torch.__version__,
     }  # fmt: skip
+    print(f"{len(calls):,} network evaluations a picture")
     write(out, torch.cat(results), [kept[i] for i in frames], [kept[i] for i in columns], args.upscale, settings)
     return 0
 

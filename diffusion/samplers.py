@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from diffusion.dpmpp import dpmpp
+from diffusion.heun import heun
+from diffusion.pc import pc
 from diffusion.process import at, q_posterior
-from diffusion.steps import Step, adjacent, image_noise, spaced
+from diffusion.sde import ode
+from diffusion.steps import Step, adjacent, image_noise, spaced, spaced_logsnr, spaced_rho
 
 
 @torch.no_grad()
@@ -73,6 +77,10 @@ def check_eta(schedule, pairs, eta):
         raise ValueError(f"eta must be from 0 to {largest:.4g} for these timesteps, not {eta:g}")
 
 
-__all__ = ["SAMPLERS", "Step", "adjacent", "check_eta", "ddim", "ddpm", "image_noise", "spaced"]
+__all__ = [
+    "SAMPLERS", "Step", "adjacent", "check_eta", "ddim", "ddpm", "image_noise", "spaced", "spaced_logsnr", "spaced_rho",
+]  # fmt: skip
 
-SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {"ddpm": ddpm, "ddim": ddim}
+SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
+    "ddpm": ddpm, "ddim": ddim, "dpmpp": dpmpp, "heun": heun, "pc": pc, "ode": ode,
+}  # fmt: skip

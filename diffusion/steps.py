@@ -30,6 +30,39 @@ def spaced(T, n):
     return [T * i // n for i in range(n, 0, -1)]  # T·i/n grow by at least 1: all distinct
 
 
+def spaced_logsnr(schedule, n):
+    """n distinct falling levels from T to 1, as even in log-SNR, DPM-Solver++'s time, as whole numbers can be."""
+    return _even(schedule.snr.log(), n)
+
+
+def spaced_rho(schedule, n, rho=7.0):
+    """n distinct falling levels from T to 1, even in σ^(1/ρ), σ = 1/√SNR: the larger ρ, the more of them near the data.
+
+    rho = 1 is even in σ; rho -> infinity is `spaced_logsnr`.  Raises ValueError where `spaced` does, and if rho < 1.
+    """
+    if not rho >= 1:
+        raise ValueError(f"rho must be at least 1, not {rho:g}")
+    # σ_i = (σ_max^{1/ρ} + i/(n-1) (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ,  i = 0..n-1                      EDM Eq. (5)
+    return _even(schedule.snr ** (-0.5 / rho), n)
+
+
+def _even(measure, n):
+    """n distinct falling levels from T to 1 at which the monotone table `measure` (T+1,) is as even as it can be.
+
+    The share of the way that each step takes is worked out anew from where the last one landed.  So one forward step
+    that is larger than a share, like the last of the cosine schedule, is a step of its own and costs no others.
+    """
+    T = len(measure) - 1
+    levels = spaced(T, n)[:1]
+    if measure[T].isinf():
+        measure = torch.cat([measure[:T], measure[T - 1 : T]])  # no signal at all at T: spread over the others
+    for left in range(n - 1, 0, -1):
+        t = levels[-1]
+        nearest = (measure - torch.lerp(measure[t], measure[1], 1 / left))[1:].abs().argmin().item() + 1
+        levels.append(min(max(nearest, left), t - 1))  # fall strictly, and leave room for those to come
+    return levels
+
+
 def adjacent(schedule, timesteps=None):
     """The pairs (t, s) that a sampler walks over, the last one ending in s = 0.  Default: every level."""
     levels = [*(range(schedule.T, 0, -1) if timesteps is None else timesteps), 0]

@@ -1,0 +1,378 @@
+"""Higher-order solvers against exact trajectories.
+
+In one dimension the probability-flow ODE preserves order, so it carries each quantile of p_t to the same quantile of
+p_s: for a mixture of two Gaussians, with its network in closed form, the exact answer is a bisection away.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diffusion.pc import langevin
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp, heun, ode, pc, spaced, spaced_logsnr, spaced_rho
+from diffusion.schedule import Schedule, cosine, linear
+from diffusion.sde import integrate, log_likelihood, score, velocity
+
+WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
+MEANS = torch.tensor([-0.6, 0.4], dtype=torch.float64)
+STDS = torch.tensor([0.15, 0.3], dtype=torch.float64)
+FINE = linear(4000, 2.5e-5, 0.005)  # so many levels that rounding to whole ones does not hide the order
+START = torch.linspace(-2, 2, 41, dtype=torch.float64).reshape(1, 1, 1, 41)
+SCHEDULES = {"linear": linear(), "cosine": cosine(), "fine": FINE}
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
+
+
+def last(steps):
+    return list(steps)[-1]
+
+
+def no_signal_left():
+    """A schedule that ends in pure noise, alpha_bar_T = 0."""
+    ab = linear(40, 1e-3, 0.3).alpha_bar.clone()
+    ab[-1] = 0
+    return Schedule(torch.cat([torch.zeros(1, dtype=torch.float64), 1 - ab[1:] / ab[:-1]]), ab)
+
+
+def mixture(schedule, weights=WEIGHTS, means=MEANS, stds=STDS):
+    """The perfect Denoise when each pixel is drawn from a mixture of Gaussians."""
+
+    def denoise(x_t, t):
+        ab = schedule.alpha_bar[t]
+        at_t = (ab * stds**2 + 1 - ab).sqrt()
+        z = (x_t[..., None] - ab.sqrt() * means) / at_t
+        share = torch.softmax(weights.log() - at_t.log() - z**2 / 2, -1)
+        x0 = (share * (means + ab.sqrt() * stds**2 / at_t * z)).sum(-1)
+        return x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
+
+    return denoise
+
+
+def gaussian(schedule, mean=0.3, std=0.5):
+    one = torch.ones(1, dtype=torch.float64)
+    return mixture(schedule, one, mean * one, std * one)
+
+
+def cdf(schedule, x, t):
+    ab = schedule.alpha_bar[t]
+    z = (x[..., None] - ab.sqrt() * MEANS) / (ab * STDS**2 + 1 - ab).sqrt()
+    return (WEIGHTS * torch.special.ndtr(z)).sum(-1)
+
+
+def transport(schedule, x, t, s):
+    """Where the exact ODE carries x from level t to level s: the same quantile of p_s."""
+    quantile = cdf(schedule, x, t)
+    low, high = torch.full_like(x, -8), torch.full_like(x, 8)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = cdf(schedule, middle, s) < quantile
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def errors(sampler, levels, counts, schedule=FINE, **options):
+    """Largest errors at the last level before 0: the last step is first order for all, and there nothing moves."""
+    found = []
+    for n in counts:
+        *_, step, _ = sampler(mixture(schedule), schedule, START, timesteps=levels(schedule, n), **options)
+        found.append((step.x - transport(schedule, START, schedule.T, step.t)).abs().max().item())
+    return found
+
+
+def orders(found):
+    return [math.log2(a / b) for a, b in itertools.pairwise(found)]
+
+
+# ---------------------------------------------------------------- levels
+
+
+@pytest.mark.parametrize("schedule", [linear(), cosine(), no_signal_left(), linear(1, 0.999, 0.999)])
+@pytest.mark.parametrize("levels", [spaced_logsnr, spaced_rho, lambda s, n: spaced_rho(s, n, 1.0)])
+def test_any_n_gives_n_distinct_falling_levels_from_T_to_1(schedule, levels):
+    T = schedule.T
+    for n in range(1, T + 1) if T < 100 else [1, 2, 3, 10, 25, 50, 99, 250, 500, 750, 998, 999, 1000]:
+        found = levels(schedule, n)
+        assert len(found) == n and found[0] == T and all(isinstance(t, int) for t in found)
+        assert all(a > b for a, b in itertools.pairwise(found)) and found[-1] == (1 if n > 1 else T)
+    for n in (0, T + 1):
+        with pytest.raises(ValueError, match="1 to T"):
+            levels(schedule, n)
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_rho_spacing_is_the_formula_of_edm(rho):
+    sigma = FINE.snr**-0.5
+    a, b = sigma[-1] ** (1 / rho), sigma[1] ** (1 / rho)
+    ramp = torch.lerp(a, b, torch.linspace(0, 1, 12, dtype=torch.float64)) ** rho
+    found = spaced_rho(FINE, 12, rho)
+    for t, wanted in zip(found, ramp):
+        nearest = (sigma[1:] ** (1 / rho) - wanted ** (1 / rho)).abs().argmin().item() + 1
+        assert abs(t - nearest) <= 2  # rounding of one level moves the shares of the next a little
+    with pytest.raises(ValueError, match="rho must be at least 1"):
+        spaced_rho(FINE, 12, 0.5)
+
+
+def test_logsnr_spacing_is_even():
+    steps = np.diff(FINE.snr.log()[spaced_logsnr(FINE, 10)])
+    assert steps.min() > 0 and steps.max() / steps.min() < 1.1
+
+
+def test_the_capped_end_of_the_cosine_costs_one_step():
+    """Its last forward step spans a quarter of all log-SNR; levels bunched up at T would be spent on nothing."""
+    steps = np.diff(cosine().snr.log()[spaced_logsnr(cosine(), 25)])
+    assert steps[0] > 0.2 * steps.sum() and steps[1:].max() / steps[1:].min() < 2.5
+
+
+# ---------------------------------------------------------------- order of convergence
+
+
+def test_ddim_is_first_order():
+    found = orders(errors(ddim, spaced_logsnr, (32, 64, 128, 256)))
+    assert all(0.6 < o < 1.3 for o in found) and 0.8 < sum(found) / len(found) < 1.1, found
+
+
+@pytest.mark.parametrize(
+    ("sampler", "levels"),
+    [(dpmpp, spaced_logsnr), (dpmpp, spaced_rho), (heun, spaced_rho), (heun, spaced_logsnr)],
+)
+def test_dpmpp_and_heun_are_second_order(sampler, levels):
+    found = orders(errors(sampler, levels, (32, 64, 128)))
+    assert all(1.8 < o < 2.3 for o in found), found
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(("sampler", "levels"), [(dpmpp, spaced_logsnr), (heun, spaced_rho)])
+def test_second_order_beats_first_order_on_both_schedules(sampler, levels, schedule):
+    """With 64 steps by a factor of ten, through the cosine's singular end."""
+    ours, ddims = (errors(s, levels, [64], SCHEDULES[schedule])[0] for s in (sampler, ddim))
+    assert ours < ddims / 10
+
+
+@pytest.mark.parametrize("sampler", [dpmpp, heun])
+def test_gaussian_data_is_carried_along_its_exact_map(sampler):
+    ab, (mean, std) = FINE.alpha_bar[-1], (0.3, 0.5)
+    exact = mean + std * (START - ab.sqrt() * mean) / (ab * std**2 + 1 - ab).sqrt()
+    levels = spaced_logsnr(FINE, 200)
+    x = last(sampler(gaussian(FINE), FINE, START, timesteps=levels)).x
+    assert_close(x, exact, rtol=0, atol=5e-4)
+    assert (last(ddim(gaussian(FINE), FINE, START, timesteps=levels)).x - exact).abs().max() > 2e-3
+
+
+def test_the_ode_keeps_to_its_tolerance_and_takes_fewer_evaluations_where_it_may():
+    before = (math.inf, 0)
+    for tol in (1e-2, 1e-3, 1e-4, 1e-5):
+        calls = []
+        perfect = mixture(FINE)
+
+        def counted(x, t, calls=calls, perfect=perfect):
+            calls.append(t)
+            return perfect(x, t)
+
+        step, _ = ode(counted, FINE, START, timesteps=[4000, 1], tol=tol)
+        error = (step.x - transport(FINE, START, 4000, 1)).abs().max().item()
+        assert error < tol and error < before[0] / 3 and len(calls) > before[1]
+        before = error, len(calls)
+    assert before[1] < 300
+
+
+def test_bogacki_shampine_is_third_order():
+    """x' = u x: steps of fixed length, by a tolerance that accepts everything, against exp(u²/2)."""
+    x = torch.ones(1, 1, dtype=torch.float64)
+    found = []
+    for n in (8, 16, 32):
+        y = x
+        for i in range(n):
+            y = integrate(lambda x, u: u * x, y, i / n, (i + 1) / n, tol=1e9)
+        found.append(abs(y.item() - math.exp(0.5)))
+    assert all(2.9 < o < 3.1 for o in orders(found))
+    there = integrate(lambda x, u: u * x, x, 0.0, 1.0, tol=1e-8)
+    assert there.item() == pytest.approx(math.exp(0.5), abs=1e-6)
+    assert integrate(lambda x, u: u * x, there, 1.0, 0.0, tol=1e-8).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_an_ode_that_explodes_ends():
+    x = torch.ones(1, 1, dtype=torch.float64)
+    assert not integrate(lambda x, u: x * math.nan, x, 0.0, 1.0, tol=1e-3).isfinite().any()
+
+
+# ---------------------------------------------------------------- relations
+
+
+def test_one_step_of_dpmpp_is_ddim_and_the_second_is_not():
+    x, levels = noise(2, 1, 3, 3), [1000, 600, 300, 50]
+    one, two = (list(s(mixture(linear()), linear(), x, timesteps=levels)) for s in (dpmpp, ddim))
+    assert_close(one[0].x, two[0].x)
+    assert (one[1].x - two[1].x).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sampler", [dpmpp, heun])
+def test_a_guess_that_never_changes_makes_every_order_the_same(sampler):
+    """If x0_hat is constant, DDIM is exact, so nothing is left for a higher order to add."""
+    schedule, guess = SCHEDULES["cosine"], noise(1, 1, 2, 2, seed=4)
+
+    def denoise(x, t):
+        ab = schedule.alpha_bar[t]
+        return guess, (x - ab.sqrt() * guess) / (1 - ab).sqrt()
+
+    levels, x = spaced(1000, 9), noise(1, 1, 2, 2)
+    for a, b in zip(*(s(denoise, schedule, x, timesteps=levels) for s in (sampler, ddim))):
+        assert_close(a.x, b.x, rtol=0, atol=1e-9)
+
+
+def test_pc_without_corrector_is_ddpm_with_the_large_variance():
+    x, levels = noise(2, 1, 3, 3), [1000, 600, 300, 50]
+    options = {"timesteps": levels}
+    a = list(pc(mixture(linear()), linear(), x, corrector_steps=0, noise_like=seeded(), **options))
+    b = list(ddpm(mixture(linear()), linear(), x, variance="large", noise_like=seeded(), **options))
+    for one, two in zip(a, b):
+        assert_close(one.x, two.x)
+
+
+@pytest.mark.parametrize("name", ["dpmpp", "heun", "pc", "ode"])
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+def test_a_point_mass_comes_back_from_a_schedule_that_ends_in_pure_noise(name, n):
+    schedule, x_0 = no_signal_left(), noise(1, 3, 4, 4, seed=3).clamp(-1, 1)
+    diffusion = GaussianDiffusion(schedule, "v")
+
+    def oracle(x_t, t, y):
+        ab = schedule.alpha_bar[t].view(-1, 1, 1, 1)
+        return diffusion.target(x_0, (x_t - ab.sqrt() * x_0) / (1 - ab).sqrt(), t)
+
+    levels = spaced_logsnr(schedule, n)
+    walk = SAMPLERS[name](
+        diffusion.denoiser(oracle), schedule, noise(2, 3, 4, 4), timesteps=levels, noise_like=seeded()
+    )
+    assert_close(last(walk).x, x_0.expand(2, -1, -1, -1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dpmpp", "heun", "ode"])
+def test_the_deterministic_solvers_draw_no_noise(name):
+    def forbidden(x):
+        raise AssertionError("noise was drawn")
+
+    last(SAMPLERS[name](mixture(linear()), linear(), START, timesteps=[1000, 500, 2], noise_like=forbidden))
+
+
+@pytest.mark.parametrize(("schedule", "evaluations"), [("linear", 2 * 20 - 1), ("cosine", 2 * 20 - 2)])
+def test_heun_looks_twice_but_in_the_last_step_and_where_there_is_no_signal(schedule, evaluations):
+    schedule, calls = SCHEDULES[schedule], []
+    perfect = mixture(schedule)
+    last(heun(lambda x, t: calls.append(t) or perfect(x, t), schedule, START, timesteps=spaced_rho(schedule, 20)))
+    assert len(calls) == evaluations
+
+
+def test_heun_survives_few_steps_even_in_t_on_the_cosine_schedule():
+    """sigma at T is in the thousands; a second look there once multiplied the error of a slope by as much."""
+    assert errors(heun, lambda s, n: spaced(s.T, n), [12], SCHEDULES["cosine"])[0] < 0.02
+
+
+# ---------------------------------------------------------------- predictor-corrector
+
+
+def test_langevin_at_rest_is_the_level_a_little_too_wide():
+    """From far too wide a start, on one level of Gaussian data: variance (1 + alpha r²) times that of the level."""
+    schedule, t, r, draw = linear(), 400, 0.3, seeded()
+    ab = schedule.alpha_bar[t]
+    x = 3 * noise(8, 1, 64, 64)
+    for _ in range(120):
+        x = langevin(gaussian(schedule), schedule, x, t, r, draw(x))
+    variance = (ab * 0.25 + 1 - ab) * (1 + (1 - schedule.betas[t]) * r**2)
+    assert x.mean().item() == pytest.approx(ab.sqrt().item() * 0.3, abs=0.02)
+    assert x.std().item() == pytest.approx(variance.sqrt().item(), rel=0.01)
+
+
+def test_the_step_of_langevin_is_as_long_as_the_paper_says():
+    schedule, t, z = linear(), 400, noise(2, 1, 8, 8, seed=5)
+    x = noise(2, 1, 8, 8) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
+    g = score(schedule, gaussian(schedule)(x, t)[1], t)
+    for i in range(2):  # each image by its own norms
+        step = 2 * (1 - schedule.betas[t]) * (0.16 * z[i].norm() / g[i].norm()) ** 2
+        expected = x[i] + step * g[i] + (2 * step).sqrt() * z[i]
+        assert_close(langevin(gaussian(schedule), schedule, x, t, 0.16, z)[i], expected)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_pc_has_the_marginals_of_gaussian_data(schedule):
+    schedule = SCHEDULES[schedule]
+    levels = spaced(1000, 100)
+    for step in pc(gaussian(schedule), schedule, noise(4, 1, 64, 64), timesteps=levels, noise_like=seeded()):
+        ab = schedule.alpha_bar[step.t].item()
+        assert step.x.mean().item() == pytest.approx(math.sqrt(ab) * 0.3, abs=0.02)
+        assert step.x.std().item() == pytest.approx(math.sqrt(ab * 0.25 + 1 - ab), rel=0.03)
+
+
+def test_the_corrector_repairs_what_the_predictor_got_wrong():
+    """Five steps with the large variance end too wide; sixty Langevin steps on each level bring them back."""
+    wrong = []
+    for k in (0, 60):
+        x = noise(4, 1, 64, 64)
+        walk = pc(gaussian(linear()), linear(), x, timesteps=spaced(1000, 5), corrector_steps=k, noise_like=seeded())
+        *_, step, _ = walk
+        ab = linear().alpha_bar[step.t].item()
+        wrong.append(abs(step.x.std().item() - math.sqrt(ab * 0.25 + 1 - ab)))
+    assert wrong[1] < wrong[0] / 4
+
+
+@pytest.mark.parametrize("options", [{"snr": 1.0}, {"snr": -0.1}, {"snr": math.nan}, {"corrector_steps": -1}])
+def test_pc_refuses_what_would_not_settle(options):
+    with pytest.raises(ValueError, match="snr must be"):
+        list(pc(mixture(linear()), linear(), START, **options))
+
+
+# ---------------------------------------------------------------- the SDE view
+
+
+def test_the_score_is_the_slope_of_the_log_density():
+    schedule, t = linear(), 300
+    ab = schedule.alpha_bar[t]
+    x = START.clone().requires_grad_()
+    stds = (ab * STDS**2 + 1 - ab).sqrt()
+    z = (x[..., None] - ab.sqrt() * MEANS) / stds
+    log_p = torch.logsumexp(WEIGHTS.log() - stds.log() - z**2 / 2, -1)
+    (slope,) = torch.autograd.grad(log_p.sum(), x)
+    assert_close(score(schedule, mixture(schedule)(START, t)[1], t), slope)
+
+
+def test_the_velocity_is_the_probability_flow_ode_in_the_angle():
+    """dx/dφ of the exact flow, by a central difference of the quantile map around one level."""
+    schedule, t = FINE, 1500
+    phi = torch.atan2((1 - schedule.alpha_bar).sqrt(), schedule.alpha_bar.sqrt())
+    ahead, behind = (transport(schedule, START, t, t + d) for d in (20, -20))
+    slope = (ahead - behind) / (phi[t + 20] - phi[t - 20])
+    assert_close(velocity(mixture(schedule), schedule)(START, phi[t].item()), slope, rtol=0, atol=1e-4)
+
+
+def test_the_likelihood_of_the_mixture_is_exact():
+    """Against the closed form at level 1, in one dimension and, by independence, in three."""
+    schedule = cosine(4000)  # whose p_T is N(0, 1) to four digits
+    x = torch.linspace(-1.2, 1.2, 9, dtype=torch.float64)
+    ab = schedule.alpha_bar[1]
+    stds = (ab * STDS**2 + 1 - ab).sqrt()
+    z = (x[:, None] - ab.sqrt() * MEANS) / stds
+    log_p = torch.logsumexp(WEIGHTS.log() - stds.log() - z**2 / 2, -1) - math.log(2 * math.pi) / 2
+    assert_close(log_likelihood(mixture(schedule), schedule, x.view(9, 1, 1, 1), tol=1e-6), log_p, rtol=0, atol=1e-3)
+    three = torch.stack([x, x.flip(0), x.roll(1)], 1)
+    expected = log_p + log_p.flip(0) + log_p.roll(1)
+    assert_close(
+        log_likelihood(mixture(schedule), schedule, three.view(9, 1, 1, 3), tol=1e-6), expected, rtol=0, atol=3e-3
+    )
+
+
+def test_hutchinsons_estimate_is_exact_for_signs_when_pixels_are_independent():
+    """The Jacobian is then diagonal, and z_i² = 1 leaves no error; that is also why the estimate is unbiased."""
+    x = 0.5 * noise(3, 1, 4, 4)
+    exact = log_likelihood(mixture(linear()), linear(), x)
+    assert_close(log_likelihood(mixture(linear()), linear(), x, probe=noise(3, 1, 4, 4).sign()), exact)
+    assert not torch.is_grad_enabled() or not exact.requires_grad
