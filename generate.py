@@ -81,9 +81,16 @@ def main(argv):
     args = parser().parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
     group = processes.start(args.device)
-    device = group.device
-    model, config, state = checkpoint.load_model(path, device, args.weights)
-    diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+    try:
+        return generate(args, path, group)
+    finally:
+        processes.stop()
+
+
+def generate(args, path, group):
+    """Check what is asked for against the checkpoint, sample, write.  Several processes share the batches."""
+    model, config, state = checkpoint.load_model(path, group.device, args.weights)
+    diffusion = GaussianDiffusion.from_config(config.diffusion).to(group.device)
     schedule, T, classes = diffusion.schedule, diffusion.T, model.null_class
 
     usual = {"ddpm": T, "ode": STAGES}.get(args.sampler, config.sample.steps)
@@ -105,47 +112,67 @@ def main(argv):
             raise UserError(f"--eta {args.eta:g}: {error}") from None
 
     out = Path(args.out or Path("out") / args.sampler)
-    prepare(out)
-    print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
-    print(f"{args.sampler}, {steps} steps, {device}, {args.precision}")
-    shown = min(args.n, args.batch_size, SHOWN)
+    if group.main:
+        prepare(out)
+        print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
+        print(f"{args.sampler}, {steps} steps, {group.device}, {args.precision}")
     frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
     columns = pictures.evenly(1, steps, STAGES) if args.strip else []
-    wanted, kept, results = {*frames, *columns}, {}, []  # kept: {stage: (x, x0-hat)} of the first pictures
-    # Every batch is full: the last is padded with the numbers that would come next.  So the bytes do not depend on n.
-    batches = range(0, args.n, args.batch_size)
-    with tqdm(total=len(batches) * steps, unit="step", disable=None, dynamic_ncols=True) as bar, torch.no_grad():
-        for start in batches:
-            numbers = range(start, start + args.batch_size)
-            noise = image_noise(args.seed, numbers)
-            x = noise(torch.empty(len(numbers), config.data.channels, *config.data.size, device=device))
-            y = None
-            if label is not None:
-                y = torch.tensor([i % classes if label == "each" else label for i in numbers], device=device)
-            denoise, calls = count(diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip))
-            if start == 0:
-                kept[0] = (to_uint8(x[:shown]).cpu(), None)
-            walk = SAMPLERS[args.sampler](denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16"):
-                for i, step in enumerate(walk, 1):
-                    if start == 0 and i in wanted:
-                        kept[i] = (to_uint8(step.x[:shown]).cpu(), to_uint8(step.x0[:shown]).cpu())
-                    bar.set_postfix(evaluations=len(calls), refresh=False)
-                    bar.update(1)
-            if not torch.isfinite(step.x).all():
-                raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
-            results.append(to_uint8(step.x[: args.n - start]).cpu())
 
+    def walk(numbers):
+        """(x_T, the walk from it, the list of its network evaluations) of the pictures with these numbers."""
+        noise = image_noise(args.seed, numbers)
+        x = noise(torch.empty(len(numbers), config.data.channels, *config.data.size, device=group.device))
+        y = None
+        if label is not None:
+            y = torch.tensor([i % classes if label == "each" else label for i in numbers], device=group.device)
+        denoise, calls = count(diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip))
+        sampler = SAMPLERS[args.sampler]
+        return x, sampler(denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler), calls
+
+    found, kept, evaluations = sample(args, group, walk, steps, {*frames, *columns})
+    if any(not torch.isfinite(x).all() for x in found.values()):
+        raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
+    shares = group.gather({start: to_uint8(x) for start, x in found.items()})
+    if not group.main:
+        return 0
+    whole = {start: images for share in shares for start, images in share.items()}
     settings = {
         "checkpoint": str(path), "step": state["step"], "weights": args.weights, "sampler": args.sampler,
-        "steps": steps, "evaluations": len(calls), **options, "n": args.n, "seed": args.seed,
-        "label": args.label, "guidance": guidance,
-        "batch_size": args.batch_size, "clip": not args.no_clip, "upscale": args.upscale,
-        "device": str(device), "precision": args.precision, "torch": torch.__version__,
+        "steps": steps, "evaluations": evaluations, **options, "n": args.n, "seed": args.seed,
+        "label": args.label, "guidance": guidance, "batch_size": args.batch_size, "clip": not args.no_clip,
+        "upscale": args.upscale, "device": str(group.device), "processes": group.world, "precision": args.precision,
+        "torch": torch.__version__,
     }  # fmt: skip
-    print(f"{len(calls):,} network evaluations a picture")
-    write(out, torch.cat(results), [kept[i] for i in frames], [kept[i] for i in columns], args.upscale, settings)
+    print(f"{evaluations:,} network evaluations a picture")
+    images = torch.cat([whole[start] for start in sorted(whole)])
+    write(out, images, [kept[i] for i in frames], [kept[i] for i in columns], args.upscale, settings)
     return 0
+
+
+def sample(args, group, walk, steps, wanted):
+    """This process's share: {first number of the batch: x_0}, stages of the first batch, evaluations a picture.
+
+    Every batch is full: the last is padded with the numbers that would come next.  So the bytes do not depend on n.
+    wanted: the stages of the first pictures to keep, as {stage: (x, x0-hat)}; stage 0 is the noise.
+    """
+    shown = min(args.n, args.batch_size, SHOWN)
+    batches = range(0, args.n, args.batch_size)[group.rank :: group.world]
+    found, kept, calls = {}, {}, []
+    autocast = torch.autocast(group.device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16")
+    hidden = None if group.main else True  # None: shown on a terminal
+    with tqdm(total=len(batches) * steps, unit="step", disable=hidden, dynamic_ncols=True) as bar, autocast:
+        for start in batches:
+            x, stages, calls = walk(range(start, start + args.batch_size))
+            if start == 0:
+                kept[0] = (to_uint8(x[:shown]).cpu(), None)
+            for i, step in enumerate(stages, 1):
+                if start == 0 and i in wanted:
+                    kept[i] = (to_uint8(step.x[:shown]).cpu(), to_uint8(step.x0[:shown]).cpu())
+                bar.set_postfix(evaluations=len(calls), refresh=False)
+                bar.update(1)
+            found[start] = step.x[: args.n - start].cpu()
+    return found, kept, len(calls)
 
 
 def prepare(out):

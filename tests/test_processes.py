@@ -50,6 +50,12 @@ def test_two_processes_train_and_generate_as_one_does_and_one_resumes_them(progr
     two = states(tmp_path / "two")
     close(two, states(tmp_path / "four"))
     assert not [name for name in two["model"] if name.startswith(("module.", "_orig_mod."))]
+    sampled = ["ddim", "--ckpt", tmp_path / "two/last.pth", "-n", 5, "--batch-size", 2, "--device", "cpu"]
+    torchrun(tmp_path, "generate.py", *sampled, "--out", "shared")
+    assert program("generate", *sampled, "--out", "alone")[0] == 0
+    names = sorted(p.name for p in (tmp_path / "alone").glob("*.png"))
+    assert len(names) == 6 and names == sorted(p.name for p in (tmp_path / "shared").glob("*.png"))
+    assert all((tmp_path / "alone" / n).read_bytes() == (tmp_path / "shared" / n).read_bytes() for n in names)
     assert program("main", *FLAGS, "--resume", "--train.steps", "8", "--out", "two")[0] == 0
     close(states(tmp_path / "two"), states(tmp_path / "one"))
 
