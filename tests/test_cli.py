@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from config import PRESETS, UserError, check, field_types, override, parse_value
+from diffusion.samplers import SAMPLERS
 from models import checkpoint
 
 SMOKE = ("--preset", "smoke")
@@ -311,7 +312,7 @@ def test_the_same_batch_size_gives_the_same_bytes_whatever_n_is(program, run_fol
     assert len(set(seven)) == 7
 
 
-@pytest.mark.parametrize("options", [["ddim"], ["ddim", "--eta", "1"], ["ddpm"]])
+@pytest.mark.parametrize("options", [["ddim"], ["ddim", "--eta", "1"], ["ddpm"], ["dpmpp"], ["heun"], ["pc"]])
 def test_another_batch_size_moves_no_pixel_by_more_than_one_grey_level(program, run_folder, options):
     shots = []
     for size in (1, 3, 16):
@@ -420,6 +421,12 @@ GENERATE_MISTAKES = [
     (["ddim", "--ckpt", "best"], "python main.py"),
     (["ddim", "--preset", "smokee"], "did you mean smoke?"),
     (["ddim", "--preset", "smoke"], "no best.pth"),
+    (["ddim", "--rho", "7"], "--rho"),
+    (["dpmpp", "--spacing", "even"], "logsnr"),
+    (["heun", "--rho", "0.5"], "at least 1"),
+    (["pc", "--snr", "1"], "below 1"),
+    (["pc", "--corrector-steps", "-1"], "at least 0"),
+    (["ode", "--tol", "0"], "at least 1e-05"),
 ]
 
 
@@ -434,8 +441,41 @@ def test_mistakes_of_generate_get_one_line_and_exit_code_2(program, run_folder, 
     assert not (tmp_path / "out").exists()
 
 
+SOLVERS = [  # flags, what settings.json must say, network evaluations of 6 steps
+    (["dpmpp"], {"spacing": "logsnr"}, 6),
+    (["dpmpp", "--spacing", "time"], {"spacing": "time"}, 6),
+    (["heun", "--rho", "3"], {"rho": 3.0}, 11),
+    (["pc"], {"snr": 0.16, "corrector_steps": 1}, 11),
+    (["pc", "--snr", "0.1", "--corrector-steps", "2"], {"snr": 0.1, "corrector_steps": 2}, 16),
+    (["ode", "--tol", "0.1"], {"tol": 0.1}, None),
+]
+
+
+@pytest.mark.parametrize(("flags", "recorded", "evaluations"), SOLVERS, ids=lambda v: str(v))
+def test_solvers_count_their_network_evaluations_and_record_their_options(
+    program, run_folder, flags, recorded, evaluations
+):
+    code, out, _ = program(
+        "generate", *flags, "--ckpt", run_folder, "-n", 2, "--batch-size", 1, "--steps", 6, "--strip"
+    )
+    settings = json.loads(Path(f"out/{flags[0]}/settings.json").read_text())
+    assert code == 0 and recorded.items() <= settings.items() and settings["steps"] == 6
+    assert settings["evaluations"] == evaluations or (evaluations is None and settings["evaluations"] > 6)
+    assert f"{settings['evaluations']} network evaluations" in out
+
+
+def test_spacing_rho_and_tol_change_the_pictures(program, run_folder):
+    def picture(*flags):
+        assert program("generate", *flags, "--ckpt", run_folder, "-n", 1, "--steps", 6)[0] == 0
+        return pixels(f"out/{flags[0]}/00000.png")
+
+    assert (picture("dpmpp") != picture("dpmpp", "--spacing", "time")).any()
+    assert (picture("heun") != picture("heun", "--rho", 1)).any()
+    assert (picture("pc") != picture("pc", "--snr", 0.3)).any()
+
+
 @pytest.mark.parametrize("steps", [1, 50])
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ode"])  # slow: it stops at each
 def test_one_step_and_T_steps_work(program, run_folder, sampler, steps):
     assert program("generate", sampler, "--ckpt", run_folder, "-n", 1, "--steps", steps)[0] == 0
 

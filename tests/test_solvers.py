@@ -12,17 +12,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks.convergence import FINE, MEANS, START, STDS, WEIGHTS, measure, mixture, transport
 from diffusion.pc import langevin
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp, heun, ode, pc, spaced, spaced_logsnr, spaced_rho
 from diffusion.schedule import Schedule, cosine, linear
 from diffusion.sde import integrate, log_likelihood, score, velocity
 
-WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
-MEANS = torch.tensor([-0.6, 0.4], dtype=torch.float64)
-STDS = torch.tensor([0.15, 0.3], dtype=torch.float64)
-FINE = linear(4000, 2.5e-5, 0.005)  # so many levels that rounding to whole ones does not hide the order
-START = torch.linspace(-2, 2, 41, dtype=torch.float64).reshape(1, 1, 1, 41)
 SCHEDULES = {"linear": linear(), "cosine": cosine(), "fine": FINE}
 
 
@@ -46,49 +42,13 @@ def no_signal_left():
     return Schedule(torch.cat([torch.zeros(1, dtype=torch.float64), 1 - ab[1:] / ab[:-1]]), ab)
 
 
-def mixture(schedule, weights=WEIGHTS, means=MEANS, stds=STDS):
-    """The perfect Denoise when each pixel is drawn from a mixture of Gaussians."""
-
-    def denoise(x_t, t):
-        ab = schedule.alpha_bar[t]
-        at_t = (ab * stds**2 + 1 - ab).sqrt()
-        z = (x_t[..., None] - ab.sqrt() * means) / at_t
-        share = torch.softmax(weights.log() - at_t.log() - z**2 / 2, -1)
-        x0 = (share * (means + ab.sqrt() * stds**2 / at_t * z)).sum(-1)
-        return x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
-
-    return denoise
-
-
 def gaussian(schedule, mean=0.3, std=0.5):
     one = torch.ones(1, dtype=torch.float64)
     return mixture(schedule, one, mean * one, std * one)
 
 
-def cdf(schedule, x, t):
-    ab = schedule.alpha_bar[t]
-    z = (x[..., None] - ab.sqrt() * MEANS) / (ab * STDS**2 + 1 - ab).sqrt()
-    return (WEIGHTS * torch.special.ndtr(z)).sum(-1)
-
-
-def transport(schedule, x, t, s):
-    """Where the exact ODE carries x from level t to level s: the same quantile of p_s."""
-    quantile = cdf(schedule, x, t)
-    low, high = torch.full_like(x, -8), torch.full_like(x, 8)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = cdf(schedule, middle, s) < quantile
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
-
-
-def errors(sampler, levels, counts, schedule=FINE, **options):
-    """Largest errors at the last level before 0: the last step is first order for all, and there nothing moves."""
-    found = []
-    for n in counts:
-        *_, step, _ = sampler(mixture(schedule), schedule, START, timesteps=levels(schedule, n), **options)
-        found.append((step.x - transport(schedule, START, schedule.T, step.t)).abs().max().item())
-    return found
+def errors(sampler, levels, counts, schedule=FINE):
+    return [measure(sampler, levels(schedule, n), schedule)[0] for n in counts]
 
 
 def orders(found):
@@ -171,20 +131,10 @@ def test_gaussian_data_is_carried_along_its_exact_map(sampler):
 
 
 def test_the_ode_keeps_to_its_tolerance_and_takes_fewer_evaluations_where_it_may():
-    before = (math.inf, 0)
-    for tol in (1e-2, 1e-3, 1e-4, 1e-5):
-        calls = []
-        perfect = mixture(FINE)
-
-        def counted(x, t, calls=calls, perfect=perfect):
-            calls.append(t)
-            return perfect(x, t)
-
-        step, _ = ode(counted, FINE, START, timesteps=[4000, 1], tol=tol)
-        error = (step.x - transport(FINE, START, 4000, 1)).abs().max().item()
-        assert error < tol and error < before[0] / 3 and len(calls) > before[1]
-        before = error, len(calls)
-    assert before[1] < 300
+    found = [measure(ode, [FINE.T, 1], tol=tol) for tol in (1e-2, 1e-3, 1e-4, 1e-5)]
+    assert all(error < tol for (error, _), tol in zip(found, (1e-2, 1e-3, 1e-4, 1e-5)))
+    for (error, calls), (finer_error, more_calls) in itertools.pairwise(found):
+        assert finer_error < error / 3 and calls < more_calls < 300
 
 
 def test_bogacki_shampine_is_third_order():
