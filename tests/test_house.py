@@ -1,4 +1,4 @@
-"""The house rules: direction of imports, equation tags against the index, every command of the README parses."""
+"""The house rules: direction of imports, equation tags against the index, every command that is shown parses."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ SOURCES = sorted(
     p for p in ROOT.rglob("*.py") if not {"tests", "ckpt", "out", "benchmarks"} & set(p.relative_to(ROOT).parts)
 )
 README = (ROOT / "README.md").read_text()
-ROOMS = ("diffusion", "models", "dataset")
+ROOMS = ("diffusion", "models", "dataset", "evaluation")
 
 # who may import what of ours; the rooms know the config and themselves
 ALLOWED = {
@@ -23,7 +23,10 @@ ALLOWED = {
     "board": {"config"},
     "trainer": {"config", "processes", *ROOMS},
     "main": {"config", "cli", "processes", "board", "trainer", "generate", *ROOMS},
-    **{key: {"config", "cli", "processes", *ROOMS} for key in ("generate", "explore", "evaluate", "edit")},
+    "generate": {"config", "cli", "processes", *ROOMS},
+    "explore": {"config", "cli", "processes", "lessons", *ROOMS},
+    "lessons": {"config", "cli", "lessons", *ROOMS},
+    **{key: {"config", "cli", "processes", "generate", *ROOMS} for key in ("evaluate", "edit")},
     **{room: {"config", room} for room in ROOMS},
 }
 OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
@@ -125,7 +128,13 @@ def test_the_mathematics_is_explained_beside_the_code():
 
 # ---------------------------------------------------------------- commands
 
-COMMANDS = re.findall(r"^(?:\$ )?(python (?:main|generate|explore|evaluate|edit)\.py[^\n#]*)", README, re.M)
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PROSE = "\n".join([README, *(p.read_text() for p in DOCS)])
+COMMAND = r"(?:python|torchrun \S+) (?:main|generate|explore|evaluate|edit)\.py"
+COMMANDS = [  # in a block of code, or between backticks
+    *re.findall(rf"^(?:\$ )?({COMMAND}[^\n#]*)", PROSE, re.M),
+    *re.findall(rf"(?<!`)`({COMMAND}[^`\n]*)`", PROSE),
+]
 
 
 def test_there_are_commands():
@@ -133,10 +142,11 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
-def test_every_command_of_the_readme_parses(command):
+def test_every_command_of_the_readme_and_docs_parses(command):
     import main
 
-    _, program, *argv = shlex.split(command)
+    words = [word for word in shlex.split(command) if word not in ("...", "--help")]
+    program, *argv = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
     module = importlib.import_module(program.removesuffix(".py"))
     args = module.parser().parse_args(argv)
     if module is main:
@@ -144,6 +154,7 @@ def test_every_command_of_the_readme_parses(command):
         main.check(main.override(main.PRESETS[args.preset], main.chosen(args)))
 
 
-def test_every_file_that_the_readme_names_exists():
-    for name in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda p: p.name)
+def test_every_file_that_a_page_names_exists(path):
+    for name in re.findall(r"\]\(([\w./-]+)\)", path.read_text()):
+        assert (path.parent / name).exists(), name
