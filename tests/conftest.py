@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import cli
+import edit
+import evaluate
 import explore
 import generate
 import main
@@ -16,7 +18,8 @@ def program(monkeypatch, tmp_path, capsys):
     """program("main", "--preset", "smoke") -> (exit code, stdout, stderr), run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    programs = {"main": main.main, "generate": generate.main, "explore": explore.main}
+    modules = {"main": main, "generate": generate, "explore": explore, "evaluate": evaluate, "edit": edit}
+    programs = {name: module.main for name, module in modules.items()}
 
     def call(name, *argv):
         capsys.readouterr()

@@ -1,0 +1,369 @@
+"""Distances, the likelihood bound and the nearest neighbour against closed forms; evaluate.py as a user meets it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+from torch.testing import assert_close
+
+from config import PRESETS, UserError
+from dataset import reference
+from diffusion import bound
+from diffusion.process import q_posterior
+from diffusion.schedule import from_betas, linear
+from evaluation import compare, features
+from evaluation.frechet import frechet, moments
+from evaluation.kernel import kernel_distance, mmd2
+from evaluation.nearest import nearest, verdict
+
+MU, STD = 0.1, 0.35
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------- Frechet distance
+
+
+def test_frechet_of_isotropic_gaussians_is_the_closed_form():
+    """‖μ₁-μ₂‖² + d (σ₁ - σ₂)²."""
+    eye = torch.eye(5, dtype=torch.float64)
+    a, b = torch.zeros(5, dtype=torch.float64), torch.full((5,), 2.0, dtype=torch.float64)
+    assert frechet(a, 9 * eye, b, 4 * eye) == pytest.approx(5 * 4 + 5 * (3 - 2) ** 2, abs=1e-12)
+
+
+def test_frechet_of_gaussians_that_do_not_commute():
+    """In two dimensions tr √(S₁S₂) = √(tr S₁S₂ + 2 √det S₁S₂)."""
+    s1 = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
+    s2 = torch.tensor([[1.0, -0.4], [-0.4, 3.0]], dtype=torch.float64)
+    zero = torch.zeros(2, dtype=torch.float64)
+    root = ((s1 @ s2).trace() + 2 * (s1.det() * s2.det()).sqrt()).sqrt()
+    expected = (s1.trace() + s2.trace() - 2 * root).item()
+    assert frechet(zero, s1, zero, s2) == pytest.approx(expected, abs=1e-12)
+    assert frechet(zero, s2, zero, s1) == pytest.approx(expected, abs=1e-12)
+
+
+def test_frechet_of_flat_clouds_is_finite_and_of_equal_ones_zero():
+    """Fewer images than features: the covariance has no inverse."""
+    x = normal(4, 20)
+    assert frechet(*moments(x), *moments(x)) == pytest.approx(0, abs=1e-6)
+    assert frechet(*moments(x), *moments(x + 1)) == pytest.approx(20, abs=1e-5)
+
+
+def test_moments_are_unbiased():
+    x = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
+    mean, covariance = moments(x)
+    assert_close(mean, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert_close(covariance, torch.tensor([[2.0, 4.0], [4.0, 8.0]], dtype=torch.float64))
+
+
+# ---------------------------------------------------------------- kernel distance
+
+
+def test_mmd2_of_a_tiny_example_by_hand():
+    """d = 1; x = 0, 1 and y = 1, 2: within x 1, within y (2+1)³ = 27, across (1 + 1 + 8 + 27) / 4."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
+    assert mmd2(x, y) == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4, abs=1e-12)
+
+
+def test_mmd2_is_zero_on_average_for_equal_distributions_at_any_n():
+    values = [mmd2(normal(5, 3, seed=2 * i), normal(7, 3, seed=2 * i + 1)) for i in range(1500)]
+    error = np.std(values) / len(values) ** 0.5
+    assert abs(np.mean(values)) < 4 * error
+    assert min(values) < 0 and error < 0.06
+
+
+def test_mmd2_of_gaussians_is_the_closed_form():
+    """One dimension, N(0,1) and N(m,1): Σ_j C(3,j) (M_j - M'_j)², M_j the moments of order j."""
+    m = 0.5
+    expected = 3 * m**2 + 3 * (m**2) ** 2 + (m**3 + 3 * m) ** 2
+    values = [mmd2(normal(200, 1, seed=2 * i), m + normal(200, 1, seed=2 * i + 1)) for i in range(60)]
+    assert abs(np.mean(values) - expected) < 4 * np.std(values) / 60**0.5
+
+
+def test_kernel_distance_uses_subsets_that_differ():
+    x, y = normal(30, 4), normal(50, 4, seed=1)
+    mean, std, size = kernel_distance(x, y, subsets=20)
+    assert size == 15 and std > 0
+    assert kernel_distance(x, y, subsets=20) == (mean, std, size)
+
+
+# ---------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize("name", ["random", "pixels"])
+def test_features_are_the_same_for_any_batch_and_any_number_of_channels(name):
+    see = features.extractor(name)
+    grey = torch.randint(0, 256, (4, 1, 20, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = see(grey)
+    assert whole.dtype == torch.float32 and whole.shape[0] == 4
+    assert_close(whole, torch.cat([see(grey[:1]), see(grey[1:])]))
+    assert_close(whole, see(grey.expand(-1, 3, -1, -1)))
+    opaque = torch.cat([grey.expand(-1, 3, -1, -1), torch.full_like(grey, 255)], dim=1)
+    assert_close(whole, see(opaque))
+    assert see.digest == features.extractor(name).digest and len(see.digest) == 64
+
+
+def test_only_inception_is_called_fid():
+    assert compare.names("inception") == ("fid", "kid") and compare.titles("inception") == ("FID", "KID")
+    for name in ("random", "pixels"):
+        assert "fid" not in " ".join(compare.names(name)) and "FID" not in " ".join(compare.titles(name))
+        assert not features.extractor(name).standard
+
+
+def test_compare_takes_uint8_pictures_and_gives_numbers():
+    some = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    same, other = compare.compare(some, some), compare.compare(some, some // 4, batch=5)
+    assert set(same) == {"frechet_distance_random", "mmd2_random", "mmd2_random_std", "mmd2_random_subset"}
+    assert same["frechet_distance_random"] < 1e-3 < other["frechet_distance_random"]
+
+
+# ---------------------------------------------------------------- the bound
+
+
+def gaussian(schedule):
+    """The perfect Denoise when each pixel is N(MU, STD²)."""
+
+    def denoise(x_t, t):
+        ab = schedule.alpha_bar[t]
+        x0 = MU + ab.sqrt() * STD**2 / (ab * STD**2 + 1 - ab) * (x_t - ab.sqrt() * MU)
+        return x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
+
+    return denoise
+
+
+def levels_of_a_gaussian():
+    """The probabilities (256,) of N(MU, STD²) rounded to the grey levels k / 127.5 - 1, the ends open."""
+    inner = torch.arange(255, dtype=torch.float64) / 127.5 - 1 + 1 / 255
+    edges = torch.special.ndtr((inner - MU) / STD)
+    return torch.diff(edges, prepend=torch.zeros(1).double(), append=torch.ones(1).double())
+
+
+def noise_like(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
+
+
+def test_kl_is_that_of_two_gaussians():
+    a, b, c, d = (torch.tensor(v, dtype=torch.float64) for v in (0.3, 0.5, -0.2, 2.0))
+    assert_close(bound.kl(a, b, c, d), kl_divergence(Normal(a, b.sqrt()), Normal(c, d.sqrt())))
+
+
+def test_prior_term_is_the_kl_to_pure_noise():
+    schedule, x_0 = linear(30, 0.01, 0.4), normal(2, 1, 3, 3).clamp(-1, 1)
+    ab = schedule.alpha_bar[30]
+    expected = kl_divergence(Normal(ab.sqrt() * x_0, (1 - ab).sqrt()), Normal(0.0, 1.0)).flatten(1).sum(1)
+    assert_close(bound.prior_term(schedule, x_0), expected)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_step_term_is_the_kl_of_posterior_and_reverse_step(variance):
+    schedule, x_0, x_t, t = linear(30, 0.01, 0.4), normal(2, 1, 3, 3), normal(2, 1, 3, 3, seed=1), 9
+    guess = gaussian(schedule)(x_t, t)[0]
+    mean, posterior = q_posterior(schedule, x_0, x_t, t, t - 1)
+    model, _ = q_posterior(schedule, guess, x_t, t, t - 1)
+    wide = posterior if variance == "small" else schedule.betas[t]
+    expected = kl_divergence(Normal(mean, posterior.sqrt()), Normal(model, wide.sqrt())).flatten(1).sum(1)
+    assert_close(bound.step_term(schedule, gaussian(schedule), x_0, x_t, t, variance), expected)
+
+
+def test_decoder_is_a_distribution_over_the_256_grey_levels():
+    schedule = linear(30, 1e-4, 0.5)
+    x_0 = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1, 1, 1)
+    for x_1 in (-1.2, 0.013, 0.9):
+        nats = bound.decoder_term(schedule, gaussian(schedule), x_0, torch.full_like(x_0, x_1))
+        assert torch.isfinite(nats).all()  # far out too, where the probability underflows
+        assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_the_bound_approaches_the_entropy_of_quantised_gaussian_data_from_above():
+    """With the perfect network, and the variance of broad data, the gap falls with the length of the steps."""
+    p = levels_of_a_gaussian()
+    entropy = -(p * p.log2()).sum().item()
+    generator = torch.Generator().manual_seed(0)
+    k = torch.multinomial(p, 40_000, replacement=True, generator=generator).view(4, 1, 100, 100)
+    own = -p[k].log2().mean().item()  # what the very best code spends on these pixels
+    assert own == pytest.approx(entropy, abs=0.02)
+    x_0 = k.double() / 127.5 - 1
+    gaps = []
+    for T in (25, 100, 400):
+        schedule = from_betas(torch.full((T,), 1 - math.exp(-10 / T), dtype=torch.float64))
+        terms = bound.bound(gaussian(schedule), schedule, x_0, noise_like(), lambda a, b: a, T, "large")
+        gaps.append(bound.in_bits(sum(nats for *_, nats in terms), x_0).mean().item() - own)
+    assert 0 < gaps[2] < gaps[1] / 2.5 < gaps[0] / 5
+    assert gaps[2] < 0.06
+
+
+@pytest.mark.parametrize(("T", "n"), [(2, 1), (50, 7), (1000, 100), (1000, 999), (10, 500), (1, 5)])
+def test_strata_cover_every_level_once(T, n):
+    stretches = bound.strata(T, n)
+    assert [t for first, last in stretches for t in range(first, last + 1)] == list(range(2, T + 1))
+    assert len(stretches) <= n
+
+
+def test_few_levels_give_the_whole_bound_on_average():
+    schedule, x_0 = linear(40, 1e-3, 0.3), (normal(300, 1, 4, 4) * STD + MU).clamp(-1, 1)
+    rng = np.random.default_rng(0)
+
+    def total(levels):
+        draw = lambda a, b: int(rng.integers(a, b + 1))  # noqa: E731
+        terms = bound.bound(gaussian(schedule), schedule, x_0, noise_like(levels), draw, levels)
+        return sum(nats.mean().item() for *_, nats in terms)
+
+    values = [total(6) for _ in range(60)]
+    assert abs(np.mean(values) - total(39)) < 4 * np.std(values) / 60**0.5 + 0.05
+
+
+# ---------------------------------------------------------------- nearest neighbours
+
+
+def test_nearest_finds_copies_and_their_exact_distance():
+    rng = np.random.default_rng(0)
+    training = rng.integers(0, 256, (50, 3, 6, 6), dtype=np.uint8)
+    pictures = torch.from_numpy(training[[7, 41]].copy())
+    pictures[1] = torch.where(pictures[1] < 128, pictures[1] + 3, pictures[1] - 3)
+    distance, index = nearest(pictures, training, chunk=8)
+    assert index.tolist() == [7, 41]
+    assert_close(distance, torch.tensor([0.0, 3.0], dtype=torch.float64))
+
+
+def test_verdict_tells_copies_from_new_pictures():
+    unseen, fresh = 20 + normal(200).abs(), 20 + normal(200, seed=1).abs()
+    same, copies = verdict(fresh, unseen), verdict(torch.zeros(200, dtype=torch.float64), unseen)
+    assert not same["memorised"] and abs(same["closer"] - 0.5) < 3 * same["error"]
+    assert copies["memorised"] and copies["closer"] == 1 and copies["very_close"] == 1
+    assert verdict(unseen, unseen)["closer"] == 0.5
+
+
+def test_unseen_textiles_come_from_another_seed():
+    data = PRESETS["smoke"].data
+    seen, other = reference.load(data, "all").pixels, reference.unseen(data, 20).pixels
+    assert len(other) == 20
+    distance, _ = nearest(torch.from_numpy(other), seen)
+    assert distance.min() > 0
+
+
+# ---------------------------------------------------------------- evaluate.py
+
+
+def measure(program, run_folder, name, *more):
+    code, out, err = program("evaluate", name, "--ckpt", run_folder, "--out", "o", *more)
+    assert code == 0, err
+    return out, err, json.loads(Path(f"o/{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["fid", "kid"])
+def test_distance_writes_its_protocol_and_never_calls_a_substitute_fid(program, run_folder, name):
+    out, err, report = measure(program, run_folder, name, "-n", 6, "--features", "random", "--steps", 2)
+    assert "FID" not in out and "KID" not in out
+    assert ("few for a Frechet distance" in err) == (name == "fid")
+    key = {"fid": "frechet_distance_random", "kid": "mmd2_random"}[name]
+    assert math.isfinite(report["figures"][key])
+    protocol = report["protocol"]
+    expected = {"n": 6, "data": "textiles", "split": "train", "sampler": "ddim", "steps": 2, "eta": 0.0, "seed": 0}
+    assert expected.items() <= protocol.items()
+    assert protocol["weights"] == "ema" and len(protocol["checkpoint_sha256"]) == len(protocol["features_sha256"]) == 64
+
+
+def test_reference_features_are_cached_and_a_damaged_cache_is_made_again(program, run_folder, tmp_path):
+    command = ("-n", 4, "--features", "pixels", "--steps", 1)
+    _, _, first = measure(program, run_folder, "fid", *command)
+    (cached,) = (tmp_path / "cache/diffusion").glob("features-*.npy")
+    stamp = cached.stat().st_mtime_ns
+    _, _, second = measure(program, run_folder, "fid", *command)
+    assert cached.stat().st_mtime_ns == stamp and second["figures"] == first["figures"]
+    cached.write_bytes(cached.read_bytes()[:-8])
+    _, _, third = measure(program, run_folder, "fid", *command)
+    assert third["figures"] == first["figures"]
+
+
+def test_the_figure_does_not_depend_on_the_batch_size(program, run_folder):
+    command = ("-n", 5, "--features", "pixels", "--steps", 2)
+    one, two = (measure(program, run_folder, "fid", *command, "--batch-size", b)[2] for b in (5, 2))
+    assert one["figures"]["frechet_distance_pixels"] == pytest.approx(
+        two["figures"]["frechet_distance_pixels"], rel=1e-4
+    )
+
+
+def test_bpd_adds_up_by_term_and_by_t(program, run_folder):
+    _, _, report = measure(program, run_folder, "bpd", "-n", 4, "--levels", 10)
+    figures = report["figures"]
+    assert figures["bits_per_dim"] == pytest.approx(figures["L_0"] + figures["L_t"] + figures["L_T"])
+    rows = [line.split(",") for line in Path("o/by_t.csv").read_text().split()[1:]]
+    assert sum(float(r[2]) for r in rows) == pytest.approx(figures["L_t"])
+    assert (int(rows[0][0]), int(rows[-1][1])) == (2, 50)
+
+
+def test_nearest_draws_a_figure_and_says_a_verdict(program, run_folder):
+    out, _, report = measure(program, run_folder, "nearest", "-n", 5, "--steps", 2)
+    assert "verdict" in out and Path("o/nearest.png").exists()
+    assert report["protocol"]["compared"] == 5 and len(Path("o/nearest.csv").read_text().split()) == 6
+
+
+def test_speed_and_sweep_have_a_row_for_every_sampler_and_number_of_steps(program, run_folder):
+    for name in ("speed", "sweep"):
+        measure(program, run_folder, name, "-n", 4, "--samplers", "ddpm,ddim", "--steps", "1,3")
+        rows = [line.split(",") for line in Path(f"o/{name}.csv").read_text().split()[1:]]
+        assert [(r[0], r[1], r[2]) for r in rows] == [
+            ("ddpm", "1", "1"), ("ddpm", "3", "3"), ("ddim", "1", "1"), ("ddim", "3", "3"),
+        ]  # fmt: skip
+    assert Path("o/sweep.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("fid", "--weights-file", "none.pth"), ("torch-fidelity", "--weights-file")),
+        (("fid", "--features", "random", "--weights-file", "x"), ("have no weights",)),
+        (("fid", "--features", "random", "--data", "nowhere"), ("nowhere",)),
+        (("kid", "--features", "random", "--steps", "51"), ("--steps 51", "1 to 50")),
+        (("kid", "--features", "random", "-n", "1"), ("at least 2",)),
+        (("kid", "--features", "random", "--eta", "99", "--steps", "3"), ("--eta 99",)),
+        (("sweep", "--samplers", "ddpm,euler"), ("euler", "ddpm")),
+        (("speed", "--steps", "5,x"), ("'x'",)),
+        (("fidd",), ("fidd",)),
+    ],
+)
+def test_mistakes_are_one_line(program, run_folder, command, words):
+    code, _, err = program("evaluate", *command, "--ckpt", run_folder)
+    lines = [line for line in err.splitlines() if not line.startswith("warning")]
+    assert code == 2 and len(lines) == 1
+    assert any(word in err for word in words), err
+
+
+def test_a_hostile_weights_file_is_not_run(tmp_path):
+    pytest.importorskip("torch_fidelity")
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="could not be loaded"):
+        features.extractor("inception", weights_file=tmp_path / "w.pth")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_two_processes_measure_what_one_does(program, run_folder, tmp_path):
+    command = ["fid", "--ckpt", run_folder, "-n", "5", "--features", "pixels", "--steps", "2", "--device", "cpu"]
+    assert program("evaluate", *command, "--out", "one")[0] == 0
+    root = Path(__file__).resolve().parent.parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(root / "evaluate.py"), *map(str, command), "--out", "two"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{name}/fid.json").read_text()) for name in ("one", "two"))
+    assert two["protocol"]["processes"] == 2
+    key = "frechet_distance_pixels"
+    assert one["figures"][key] == pytest.approx(two["figures"][key], rel=1e-4)
