@@ -12,7 +12,6 @@ import base64
 import contextlib
 import inspect
 import io
-import itertools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,7 +101,7 @@ class App(ThreadingHTTPServer):
     def __init__(self, checkpoints, device="cpu", weights="ema", port=0):
         self.checkpoints, self.device, self.weights = checkpoints, device, weights
         self.lock = threading.Lock()  # one network evaluation at a time: two would only share the processor
-        self.loaded = (None, None)
+        self.loaded, self.stopping = (None, None), False
         self.lab(None)  # what cannot be loaded is reported before the page opens
         super().__init__(("127.0.0.1", port), Handler)
 
@@ -133,6 +132,23 @@ class App(ThreadingHTTPServer):
             "size": list(lab.config.data.size),
         }
 
+    def turns(self, walk):
+        """The steps of a walk, each while no other request computes.  Raises ConnectionError when the server stops."""
+        while True:
+            with self.lock:
+                if self.stopping:
+                    raise ConnectionAbortedError
+                step = next(walk, None)
+            if step is None:
+                return
+            yield step
+
+    def stop(self):
+        """Let the step under way finish, and begin no other: PyTorch must not be at work when the program ends."""
+        self.stopping = True
+        with self.lock:
+            self.server_close()
+
     def walk(self, p):
         """A generator of one dictionary a step: {"step", "of", "t", "x", "x0"}.  Mistakes are raised at once."""
         lab, numbers = self.lab(p["checkpoint"]), range(p["n"])
@@ -150,11 +166,7 @@ class App(ThreadingHTTPServer):
 
         def frames():
             yield {"step": 0, "of": len(timesteps), "t": lab.T, "x": data_url(x), "x0": None}
-            for i in itertools.count(1):
-                with self.lock:
-                    step = next(steps, None)
-                if step is None:
-                    return
+            for i, step in enumerate(self.turns(steps), 1):
                 yield {"step": i, "of": len(timesteps), "t": step.t, "x": data_url(step.x), "x0": data_url(step.x0)}
 
         return frames()
@@ -165,9 +177,8 @@ class App(ThreadingHTTPServer):
         y, timesteps = lab.labels(p["label"], numbers), lab.spaced(p["steps"])
         a, b = (lab.noise(numbers, seed)[0] for seed in (p["seed"], p["other"]))
         denoise = lab.denoiser(y, p["guidance"] if lab.classes else None)
-        with self.lock:
-            x = PATHS[p["along"]](a, b, p["where"])
-            return png(last(ddim(denoise, lab.schedule, x, timesteps=timesteps)))
+        x = PATHS[p["along"]](a, b, p["where"])
+        return png(last(self.turns(ddim(denoise, lab.schedule, x, timesteps=timesteps))))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -247,5 +258,5 @@ def serve(path, device, weights, port):
     except KeyboardInterrupt:
         print()
     finally:
-        app.server_close()
+        app.stop()
     return 0

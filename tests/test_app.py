@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import explore
-from lessons.app import App, listed
+from lessons.app import App, listed, parse
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,15 @@ def test_every_checkpoint_has_a_name_of_its_own(run_folder, tmp_path, monkeypatc
     shutil.copy(run_folder / "best.pth", tmp_path / "ckpt" / "mine" / "best.pth")
     assert list(listed("ckpt/mine/best.pth")) == ["mine/best", "textiles"]
     assert list(listed(run_folder / "last.pth")) == ["smoke/last", "mine/best", "textiles"]
+
+
+def test_stopping_ends_a_walk_under_way(run_folder):
+    server = App({"smoke": run_folder / "best.pth"})
+    frames = server.walk(parse("steps=50"))
+    next(frames), next(frames)
+    server.stop()
+    with pytest.raises(ConnectionError):
+        next(frames)
 
 
 def test_a_port_in_use_is_one_line(app, program, run_folder):
