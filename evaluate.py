@@ -32,6 +32,7 @@ from models import checkpoint
 
 ENOUGH = 2048  # images; below, the Frechet distance depends more on how many there are than on what they show
 SHOWN = 16  # samples in the figure of `nearest`
+IMAGES = {"fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "nearest": 256, "speed": 16, "sweep": 256}  # by default
 STEPS = (5, 10, 25, 50)  # of `speed` and `sweep`
 
 
@@ -45,7 +46,7 @@ def parser():
     for name, command in COMMANDS.items():
         s = commands.add_parser(name, prog=f"evaluate.py {name}", help=command.__doc__.split("\n")[0])
         cli.add_checkpoint(s)
-        n = {"fid": ENOUGH, "kid": ENOUGH, "speed": 16}.get(name, 256 if name != "bpd" else 64)
+        n = IMAGES[name]
         s.add_argument("-n", type=cli.whole(1 if name == "speed" else 2), default=n, help=f"images (default {n:,})")
         s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="images at once (default 16)")
         s.add_argument("--out", metavar="DIR", help=f"folder for the figures (default out/{name})")
@@ -259,7 +260,7 @@ def distance(subject, args, which):
     if not subject.group.main:
         return protocol, {}
     key, title = compare.names(see.name)[which], compare.titles(see.name)[which]
-    figures = {k: v for k, v in compare.compare_features(found, real, see.name).items() if k.startswith(key)}
+    figures = (compare.frechet_figures, compare.kernel_figures)[which](found, real, see.name)
     deviation = f" ± {figures[key + '_std']:.3g} over subsets of {figures[key + '_subset']}" if which else ""
     print(f"{title}: {figures[key]:.5g}{deviation}, {args.n:,} samples")
     return protocol, figures
@@ -278,10 +279,10 @@ def warn_if_few(subject, n):
 def bpd(subject, args, out):
     """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
     data = subject.config.data
-    if args.split == "val" and data.source == "textiles":
-        images = reference.unseen(data, args.n)
+    if args.split == "val":
+        images = subject.group.main_first(lambda: reference.unseen(data, args.n))
     else:
-        images = reference.every(reference.load(data, args.split), args.n)
+        images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
     known = images.labels is not None and list(images.classes) == list(subject.state.get("classes", []))
     known = known and subject.model.null_class
     schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
@@ -307,7 +308,8 @@ def bpd(subject, args, out):
     with subject.bar(-(-n // subject.batch_size) * len(stretches), "level") as bar:
         table = subject.each(n, work)
     protocol = {
-        "data": images.name, "split": args.split, "images": n, "variance": args.variance, "levels": args.levels,
+        "data": images.name, "split": "unseen" if args.split == "val" else args.split, "images": n,
+        "variance": args.variance, "levels": args.levels,
         "labels": "given" if known else "none", "T": T,
     }  # fmt: skip
     if not group.main:
@@ -336,7 +338,7 @@ def nearest(subject, args, out):
     """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
     steps, group = subject.steps(args.steps), subject.group
     training = group.main_first(lambda: reference.load(subject.config.data, "train"))
-    unseen = reference.unseen(subject.config.data, args.n)
+    unseen = group.main_first(lambda: reference.unseen(subject.config.data, args.n))
     n = min(args.n, len(unseen.pixels))
     if n < args.n and group.main:
         print(f"warning: only {n:,} unseen images are there, so {n:,} samples are drawn", file=sys.stderr)
@@ -425,9 +427,9 @@ def sweep(subject, args, out):
                 found = subject.each(args.n, work, bar)
                 seconds = time.perf_counter() - start
                 if subject.group.main:
-                    r = compare.compare_features(found, real, see.name)
-                    values = (r[frechet_name], r[kernel_name], r[f"{kernel_name}_std"])
-                    rows.append((sampler, steps, max(spent), *values, seconds))
+                    distance = compare.frechet_figures(found, real, see.name)[frechet_name]
+                    mean, std, _ = compare.kernel_figures(found, real, see.name).values()
+                    rows.append((sampler, steps, max(spent), distance, mean, std, seconds))
     protocol = {**facts, "features": see.name, "features_sha256": see.digest, "eta": args.eta}
     protocol["guidance"] = subject.guidance
     if subject.group.main:

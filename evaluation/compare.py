@@ -22,19 +22,15 @@ def titles(features):
     return f"Frechet distance of {features} features", f"kernel distance (MMD²) of {features} features"
 
 
-def compare_features(x, y, features):
-    """Both distances of the features x (m, d) and y (n, d): {"fid": .., "kid": .., "kid_std": ..} or as `names` has it.
+def frechet_figures(x, y, features):
+    """Of the features x (m, d) and y (n, d): {"fid": ..}, or under its other name."""
+    return {names(features)[0]: frechet(*moments(x), *moments(y))}
 
-    KID's figures are the mean and deviation over random subsets.
-    """
-    distance, kernel = names(features)
-    mean, std, size = kernel_distance(x, y)
-    return {
-        distance: frechet(*moments(x), *moments(y)),
-        kernel: mean,
-        f"{kernel}_std": std,
-        f"{kernel}_subset": size,
-    }
+
+def kernel_figures(x, y, features):
+    """{"kid": mean, "kid_std": deviation over random subsets, "kid_subset": their size}, or under its other name."""
+    key = names(features)[1]
+    return dict(zip((key, f"{key}_std", f"{key}_subset"), kernel_distance(x, y)))
 
 
 def compare(pictures, reference, features="random", device="cpu", batch=256):
@@ -42,4 +38,4 @@ def compare(pictures, reference, features="random", device="cpu", batch=256):
     see = extractor(features, device)
     with torch.no_grad():
         x, y = (torch.cat([see(part) for part in images.split(batch)]) for images in (pictures, reference))
-    return compare_features(x, y, features)
+    return {**frechet_figures(x, y, features), **kernel_figures(x, y, features)}
