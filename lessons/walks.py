@@ -58,7 +58,7 @@ def steps(lab, counts=(5, 10, 25, 50, 100, 250, 1000), n=4, label=None, guidance
     for count in counts:
         x, _ = lab.noise(numbers)
         began = time.perf_counter()
-        found.append(last(ddim(lab.denoiser(y, guidance), lab.schedule, x, timesteps=lab.spaced(count))))
+        found.append(last(ddim(lab.denoiser(y, guidance), lab.schedule, x, timesteps=lab.spaced(count))).cpu())
         seconds.append((time.perf_counter() - began) / n)
     distances = [rms(x - found[-1]).mean().item() for x in found[:-1]]
     print("steps  seconds a picture  distance to the full chain (rms, pixels in -1..1)")
@@ -104,7 +104,7 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
 
         x, noise_like = lab.noise(numbers)
         began = time.perf_counter()
-        found.append(last(sampler(counted, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)))
+        found.append(last(sampler(counted, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)).cpu())
         names.append(f"{name}\n{len(calls)} evaluations\n{(time.perf_counter() - began) / n:.2f} s")
     return figure.wall(
         torch.stack(found, dim=1),
