@@ -69,6 +69,8 @@ class Train:
     label_dropout: float = 0.1  # share of labels hidden in training, so that guidance is possible
     eval_every: int = 1000  # steps between evaluations: validation, sample grid, best.pth, last.pth
     val_images: int = 512  # held-out images in one validation, each with its own timestep; repeated if there are fewer
+    distance_images: int = 0  # pictures compared with the data at each evaluation (slow; see evaluation/); 0 = none
+    distance_features: str = "random"  # what is compared: random | pixels | inception (FID and KID proper)
     max_skips: int = 20  # stop after so many steps in a row whose gradient is not finite
     seed: int = 0
 
@@ -179,6 +181,14 @@ def _is_a(value, kind):
 # ---------------------------------------------------------------- what cannot work is refused before it is built
 
 
+LARGEST = {  # beyond these a typing error, or a hostile checkpoint, would fill the memory or never end
+    **dict.fromkeys(("data.size", "model.channels", "model.num_classes", "sample.n"), 2**16),
+    **dict.fromkeys(("model.channel_mults", "model.patch", "model.heads"), 2**10),
+    **dict.fromkeys(("model.num_res_blocks", "model.mid_blocks", "model.decoder_blocks"), 2**8),
+    **dict.fromkeys(("train.batch_size", "train.accumulate", "train.val_images", "diffusion.T"), 2**20),
+}
+
+
 def check(config):
     """Raise UserError for the first setting that cannot work, naming the flag and what would.  Returns `config`."""
     d, m, f, t, s = config.data, config.model, config.diffusion, config.train, config.sample
@@ -197,6 +207,8 @@ def check(config):
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
         need(not isinstance(value, float) or math.isfinite(value), name, "a finite number")
+        numbers, most = value if isinstance(value, tuple) else (value,), LARGEST.get(name, 10**12)
+        need(all(isinstance(n, (str, type(None))) or n <= most for n in numbers), name, f"at most {most:,}")
     one_of("diffusion.schedule", "linear", "cosine")
     one_of("diffusion.prediction", "eps", "x0", "v")
     one_of("train.lr_schedule", "constant", "cosine")
@@ -228,6 +240,8 @@ def check(config):
     for name in ("batch_size", "accumulate", "eval_every", "max_skips"):
         need(getattr(t, name) >= 1, f"train.{name}", "at least 1")
     need(t.val_images >= 4, "train.val_images", "at least 4")
+    need(t.distance_images == 0 or t.distance_images >= 2, "train.distance_images", "0 (never) or at least 2")
+    one_of("train.distance_features", "random", "pixels", "inception")
     need(t.lr > 0, "train.lr", "a positive number")
     need(t.warmup_steps >= 0, "train.warmup_steps", "0 or more")
     need(t.clip_norm >= 0, "train.clip_norm", "0 (off) or more")

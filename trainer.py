@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from dataset.batches import Batches
 from dataset.pixels import from_uint8, to_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import ddim, image_noise, spaced
+from evaluation import compare
 from models import checkpoint
 from models.ema import EMA
 from models.unet import UNet
@@ -203,20 +205,40 @@ class Trainer:
         """n pictures of the EMA weights from fixed noise, uint8 (n, C, H, W), and the first one's walk: a list of
         (2, C, H, W), x_t and x0-hat of each stage.
         """
-        c = self.config
-        noise = image_noise(c.train.seed, range(n))
-        x = noise(torch.empty(n, c.data.channels, *c.data.size, device=self.device))
-        y = torch.arange(n, device=self.device) % c.model.num_classes if c.model.num_classes else None
-        denoise = self.diffusion.denoiser(self.ema.model, y, guidance=c.sample.guidance)
         stages = []
+        for stage in self._walk(range(n)):
+            self._check_stop()
+            stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())
+        return to_uint8(stage.x).cpu(), stages
+
+    def _walk(self, numbers):
+        """DDIM on the EMA weights for the pictures with these numbers, classes in turn."""
+        c = self.config
+        noise = image_noise(c.train.seed, numbers)
+        x = noise(torch.empty(len(numbers), c.data.channels, *c.data.size, device=self.device))
+        y = torch.tensor(numbers, device=self.device) % c.model.num_classes if c.model.num_classes else None
+        denoise = self.diffusion.denoiser(self.ema.model, y, guidance=c.sample.guidance)
+        levels = spaced(self.diffusion.T, c.sample.steps)
         with self.autocast():
-            levels = spaced(self.diffusion.T, c.sample.steps)
-            walk = ddim(denoise, self.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
-            for stage in walk:
+            yield from ddim(denoise, self.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
+
+    @torch.no_grad()
+    def distance(self):
+        """Distances of samples and as many training images, under their names: opt-in by train.distance_images."""
+        c, p = self.config.train, self.processes
+        if not c.distance_images:
+            return {}
+        size, drawn = max(1, c.batch_size // p.world), []
+        mine = list(range(p.rank, c.distance_images, p.world))
+        for i in range(0, len(mine), size):
+            for stage in self._walk(mine[i : i + size]):
                 self._check_stop()
-                x = stage.x
-                stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())
-        return to_uint8(x).cpu(), stages
+            drawn.append(to_uint8(stage.x).cpu())
+        drawn = torch.cat([part for share in p.gather(drawn) for part in share])
+        chosen = np.resize(self.batches.indices, c.distance_images)
+        real = torch.from_numpy(np.ascontiguousarray(self.images.pixels[chosen]))
+        found = compare.compare(drawn, real, c.distance_features, self.device)
+        return {name: found[name] for name in compare.names(c.distance_features)}
 
     def evaluate(self):
         """Validate, sample, write the metrics, and save; best.pth too if the validation loss is the lowest so far."""
@@ -230,6 +252,7 @@ class Trainer:
             "epoch": self.step * images / len(self.batches.indices),
             "train_loss": sums[0].item() / count,
             **self.validate(),
+            **self.distance(),
             "lr": lr_at(max(0, self.step - 1), c, self.steps),
             "grad_norm": self.sums[1].item() / count,
             "skipped": int(self.skipped.item()),
@@ -395,7 +418,8 @@ class Trainer:
     def _write_views(self):
         """Write metrics.csv and loss.png."""
         with checkpoint.replacing(self.folder / "metrics.csv") as temp, open(temp, "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
+            more = dict.fromkeys(name for row in self.rows for name in row if name not in COLUMNS)
+            table = csv.DictWriter(file, (*COLUMNS, *more))  # a row without a distance leaves the field empty
             table.writeheader()
             table.writerows(self.rows)
         if self.rows:
@@ -432,7 +456,9 @@ class Trainer:
                 f"{before} when {path} was saved; bring them back or start a new run with --out"
             )
         try:
-            self._restore(state, path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the one line below says it all
+                self._restore(state, path)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise UserError(f"{path}: what resuming needs is missing or damaged ({error!r})") from error
 
@@ -446,7 +472,7 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.ema.updates, self.step, self.best = int(state["ema_updates"]), state["step"], float(state["best"])
-        self.rows = [{name: row[name] + 0 for name in COLUMNS} for row in state["rows"]]  # + 0: only numbers
+        self.rows = [{name: value + 0 for name, value in row.items()} for row in state["rows"]]  # + 0: only numbers
         self._start_averages()
         self.sums.copy_(state["sums"])
         self.skipped.fill_(state["skipped"])
@@ -461,16 +487,21 @@ def plot(rows, path):
     import matplotlib.pyplot as plt
 
     steps = [r["step"] for r in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
-    for key, label in (("train_loss", "train"), ("val_loss", "validation (EMA)")):
-        left.plot(steps, [r[key] for r in rows], marker="o", markersize=3, label=label)
-    names = ("t in the first quarter (little noise)", "second", "third", "last (nearly all noise)")
-    for key, label in zip(QUARTERS, names):
-        right.plot(steps, [r[key] for r in rows], marker="o", markersize=3, label=label)
-    for axes, title in ((left, "loss"), (right, "validation loss by quarter of t")):
-        axes.set(title=title, xlabel="optimiser step", yscale="log")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    quarters = ("t in the first quarter (little noise)", "second", "third", "last (nearly all noise)")
+    panels = {
+        "loss": {"train_loss": "train", "val_loss": "validation (EMA)"},
+        "validation loss by quarter of t": dict(zip(QUARTERS, quarters)),
+    }
+    distances = {name: name for name in rows[-1] if name not in COLUMNS}
+    if distances:
+        panels["distance of samples and data"] = distances
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), constrained_layout=True)
+    for panel, (title, curves) in zip(axes, panels.items()):
+        for key, label in curves.items():
+            panel.plot(steps, [r.get(key, math.nan) for r in rows], marker="o", markersize=3, label=label)
+        panel.set(title=title, xlabel="optimiser step", yscale="log")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
 

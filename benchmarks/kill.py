@@ -10,6 +10,7 @@ import collections
 import csv
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS_A_KILL = 6  # the length of the run: far enough that it is still alive at the last kill
-FLAGS = (
-    "--preset smoke --device cpu --model.dropout 0.1 --train.accumulate 2 --train.eval_every 3 --train.batch_size 4 "
-    "--diffusion.prediction v --train.lr_schedule cosine --train.warmup_steps 5 --sample.steps 2"
-).split()
+FLAGS = shlex.split("""
+    --preset smoke --device cpu --model.dropout 0.1 --train.accumulate 2 --train.eval_every 3 --train.batch_size 4
+    --diffusion.prediction v --train.lr_schedule cosine --train.warmup_steps 5 --sample.steps 2
+""")
 
 
 def start(folder, steps, resume):
@@ -48,7 +49,7 @@ def finish(process):
 
 
 def live(process, folder, rng):
-    """Return at a random moment of this life: after some evaluations and a while, and often in the middle of a write."""
+    """Return at a random moment of this life: after some evaluations and a while, often while it writes."""
     for _ in range(rng.randint(0, 2)):
         process.stdout.readline()
     time.sleep(rng.expovariate(1 / 0.2))

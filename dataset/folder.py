@@ -252,7 +252,7 @@ def read_listed(root, files, seen, open_file, size, channels, cache) -> Decoded:
         with _atomic(facts_path) as out:
             out.write(json.dumps(facts).encode())
         for old in cache.glob(f"{family}-*"):
-            if not old.name.startswith(stem):
+            if not old.name.startswith(stem) or _abandoned(old):
                 with suppress(OSError):  # another run may have it open, or be removing it too
                     old.unlink()
         return np.load(pixels_path, mmap_mode="r"), labels, classes, skipped
@@ -288,6 +288,16 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _abandoned(path: Path) -> bool:
+    """Is this the temporary file of a process that is no more?"""
+    try:
+        return path.suffix == ".tmp" and os.kill(int(path.name.split(".")[-2]), 0) is not None
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):  # another user's process, or not a name of ours
+        return False
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
