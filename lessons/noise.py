@@ -43,7 +43,7 @@ def schedules(lab):
     The linear schedule spends its last third where hardly any picture is left, while the cosine falls evenly in
     alpha-bar.  In log-SNR you see what a network meets: a straight piece means that every t is equally much harder.
     """
-    fig = figure.blank("How fast does a picture turn into noise?", f"T = {lab.T} levels", height=720)
+    fig = figure.blank("How fast does a picture turn into noise?", f"T = {lab.T} levels", height=745)
     panels = (
         ("β: variance added in step t", "β", lambda s: s.betas, "log"),
         ("ᾱ: share of the variance that is still the picture", "ᾱ", lambda s: s.alpha_bar, "linear"),
