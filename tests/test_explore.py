@@ -269,15 +269,18 @@ def test_at_level_zero_two_pictures_meet_as_the_lerp_of_their_pixels(lab):
 
 def test_with_a_perfect_network_the_ends_of_an_interpolation_are_the_two_pictures(lab):
     """Noise a picture to any level: the network that knows it leads back to it."""
-    a = lab.photo(0)
+    a, visited = lab.photo(0), []
 
     def knows(x_t, t, y):
+        visited.append(t[0].item())
         ab = lab.schedule.alpha_bar[t].view(-1, 1, 1, 1).float()
         return lab.diffusion.target(a, (x_t - ab.sqrt() * a) / (1 - ab).sqrt(), t)
 
     oracle = Lab(knows, lab.config, lab.diffusion, lab.classes, lab.device)
     for t in (1, 17, 50):
+        visited.clear()
         assert_close(between.meet(oracle, a, a, t, [0.0, 0.5], lab.spaced(5)), a.repeat(2, 1, 1, 1), rtol=0, atol=1e-4)
+        assert visited[0] == t  # the walk begins where the noise is
 
 
 # ---------------------------------------------------------------- the network
