@@ -206,9 +206,10 @@ class Trainer:
         (2, C, H, W), x_t and x0-hat of each stage.
         """
         stages = []
-        for stage in self._walk(range(n)):
-            self._check_stop()
-            stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())
+        with self.autocast():
+            for stage in self._walk(range(n)):
+                self._check_stop()
+                stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())
         return to_uint8(stage.x).cpu(), stages
 
     def _walk(self, numbers):
@@ -219,8 +220,7 @@ class Trainer:
         y = torch.tensor(numbers, device=self.device) % c.model.num_classes if c.model.num_classes else None
         denoise = self.diffusion.denoiser(self.ema.model, y, guidance=c.sample.guidance)
         levels = spaced(self.diffusion.T, c.sample.steps)
-        with self.autocast():
-            yield from ddim(denoise, self.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
+        return ddim(denoise, self.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
 
     @torch.no_grad()
     def distance(self):
@@ -231,9 +231,10 @@ class Trainer:
         size, drawn = max(1, c.batch_size // p.world), []
         mine = list(range(p.rank, c.distance_images, p.world))
         for i in range(0, len(mine), size):
-            for stage in self._walk(mine[i : i + size]):
-                self._check_stop()
-            drawn.append(to_uint8(stage.x).cpu())
+            with self.autocast():
+                *_, end = self._walk(mine[i : i + size])
+            self._check_stop()
+            drawn.append(to_uint8(end.x).cpu())
         drawn = torch.cat([part for share in p.gather(drawn) for part in share])
         chosen = np.resize(self.batches.indices, c.distance_images)
         real = torch.from_numpy(np.ascontiguousarray(self.images.pixels[chosen]))

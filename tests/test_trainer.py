@@ -413,3 +413,23 @@ def test_batch_sizes_that_processes_cannot_share_are_refused():
 def test_the_config_survives_json():
     for config in PRESETS.values():
         assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_the_distance_of_samples_and_data_is_measured_only_when_asked_for(program, tmp_path):
+    from dataset import pictures
+    from evaluation import compare
+
+    flags = (*SMOKE, "--data.count", "40", "--train.distance_images", "12", "--train.distance_features", "pixels")
+    assert program("main", *flags)[0] == 0
+    header, first, second = (line.split(",") for line in (tmp_path / "ckpt/smoke/metrics.csv").read_text().splitlines())
+    assert header[-2:] == ["frechet_distance_pixels", "mmd2_pixels"] and len(first) == len(second) == len(header)
+    state = last(tmp_path / "ckpt/smoke")
+    assert float(second[-2]) == state["rows"][1]["frechet_distance_pixels"] > 0
+    assert pictures.load_png(tmp_path / "ckpt/smoke/loss.png").shape[-1] > 1500  # three panels
+
+    t = small(**{"data.count": 40, "train.distance_images": 12, "train.distance_features": "pixels"})
+    checkpoint.load_weights(t.ema.model, state["ema"], "last.pth")
+    drawn = t.sample(12)[0]
+    real = torch.from_numpy(t.images.pixels[t.batches.indices[:12]])
+    assert t.distance()["mmd2_pixels"] == pytest.approx(compare.compare(drawn, real, "pixels")["mmd2_pixels"], rel=1e-3)
+    assert small().distance() == {}
