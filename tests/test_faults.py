@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import signal
 import time
@@ -385,26 +386,8 @@ def test_the_settings_of_another_program_cost_no_picture(program, run_folder, tm
 # ---------------------------------------------------------------- command lines
 
 
-VALUES = [
-    "",
-    " ",
-    "0",
-    "-1",
-    "1",
-    "2",
-    "3",
-    "1e999",
-    "nan",
-    "-inf",
-    "9" * 30,
-    "1,2",
-    ",",
-    "1,2,3,4",
-    "0x10",
-    "1_0",
-    "½",
-    "²",
-] + ["٣", "\x1b[31m", "é\udcff", "true", "None", "none", "../..", "16x", "16x16", "1.5", "linear", "v"]
+VALUES = ["", " ", "0", "-1", "1", "2", "3", "1e999", "nan", "-inf", "9" * 30, "1,2", ",", "1,2,3,4", "0x10", "1_0"]
+VALUES += ["½", "²", "٣", "\x1b[31m", "é\udcff", "true", "None", "none", "../..", "16x", "16x16", "1.5", "linear", "v"]
 
 
 def test_no_command_line_of_main_ends_in_a_traceback(program, tmp_path):
@@ -435,3 +418,9 @@ def test_no_command_line_of_generate_ends_in_a_traceback(program, run_folder, tm
             one_line(err)
         codes.append(code)
     assert codes.count(2) > 50 and codes.count(0) > 10
+
+
+def test_every_test_that_the_table_of_faults_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text()))
+    written = {n for p in (ROOT / "tests").glob("*.py") for n in re.findall(r"^def (test_\w+)", p.read_text(), re.M)}
+    assert len(named) > 30 and named <= written, named - written
