@@ -482,7 +482,9 @@ def plot_sweep(path, rows, title, n):
     ticks = sorted({r[2] for r in rows})
     axes.grid(alpha=0.3, which="both")
     axes.set_xticks([t for i, t in enumerate(ticks) if i == 0 or t >= 1.25 * ticks[i - 1]])
-    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend()
     with checkpoint.replacing(path) as temp:

@@ -233,6 +233,9 @@ def test_nearest_finds_copies_and_their_exact_distance():
     distance, index = nearest(pictures, training, chunk=8)
     assert index.tolist() == [7, 41]
     assert_close(distance, torch.tensor([0.0, 3.0], dtype=torch.float64))
+    plain = np.array([0, 100, 200], np.uint8).reshape(3, 1, 1, 1).repeat(4, axis=2)
+    distance, index = nearest(torch.full((1, 1, 4, 1), 180, dtype=torch.uint8), plain)
+    assert (distance.item(), index.item()) == (20, 2)
 
 
 def test_verdict_tells_copies_from_new_pictures():
