@@ -37,9 +37,11 @@ class EMA:
         skip: 0-dim bool tensor; where it is true the shadow stays as it is, without asking the device.
         """
         weight = 1.0 - self.decay()
-        weight = weight if skip is None else weight * (1.0 - skip.float())
+        if skip is not None:
+            weight = weight * (1.0 - skip.float())  # stays a tensor: foreach_lerp would read it and wait for the device
         shadow = list(self.model.parameters())
-        torch._foreach_lerp_(shadow, list(model.parameters()), weight)
+        torch._foreach_mul_(shadow, 1.0 - weight)
+        torch._foreach_add_(shadow, torch._foreach_mul(list(model.parameters()), weight))
         for mine, theirs in zip(self.model.buffers(), model.buffers()):
             mine.copy_(theirs)
         self.updates += 1
