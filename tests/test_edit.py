@@ -94,6 +94,17 @@ def test_nothing_known_is_ddpm():
     assert_close(a.x, b.x, rtol=0, atol=0)
 
 
+def test_going_back_up_is_the_forward_process():
+    """Without noise x is √ᾱ_t times the picture at every level, however often the walk goes back and forth."""
+    x_T = SCHEDULE.alpha_bar[50].sqrt() * torch.tensor([[[[0.7, -0.4]]]], dtype=torch.float64)
+
+    def denoise(x_t, t):
+        return x_t / SCHEDULE.alpha_bar[t].sqrt(), torch.zeros_like(x_t)
+
+    for step in inpaint(denoise, SCHEDULE, x_T, x_T, torch.tensor(False), jump=7, noise_like=torch.zeros_like):
+        assert_close(step.x, SCHEDULE.alpha_bar[step.t].sqrt() * torch.tensor([[[[0.7, -0.4]]]], dtype=torch.float64))
+
+
 # ---------------------------------------------------------------- inversion
 
 

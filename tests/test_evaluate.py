@@ -357,7 +357,7 @@ def test_a_hostile_weights_file_is_not_run(tmp_path):
 
 
 def test_two_processes_measure_what_one_does(program, run_folder, tmp_path):
-    command = ["fid", "--ckpt", run_folder, "-n", "5", "--features", "pixels", "--steps", "2", "--device", "cpu"]
+    command = ["nearest", "--ckpt", run_folder, "-n", "5", "--steps", "2", "--device", "cpu"]
     assert program("evaluate", *command, "--out", "one")[0] == 0
     root = Path(__file__).resolve().parent.parent
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -366,7 +366,6 @@ def test_two_processes_measure_what_one_does(program, run_folder, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / f"{name}/fid.json").read_text()) for name in ("one", "two"))
-    assert two["protocol"]["processes"] == 2
-    key = "frechet_distance_pixels"
-    assert one["figures"][key] == pytest.approx(two["figures"][key], rel=1e-4)
+    assert json.loads((tmp_path / "two/nearest.json").read_text())["protocol"]["processes"] == 2
+    one, two = (np.loadtxt(tmp_path / name / "nearest.csv", delimiter=",", skiprows=1) for name in ("one", "two"))
+    assert_close(one, two, rtol=0.01, atol=0.01)  # sample by sample, in order
