@@ -84,6 +84,11 @@ def test_rho_spacing_is_the_formula_of_edm(rho):
         spaced_rho(FINE, 12, 0.5)
 
 
+def test_a_last_level_without_signal_leaves_the_others_even():
+    for levels in (spaced_logsnr, spaced_rho):
+        assert 30 < levels(no_signal_left(), 10)[1] < 40
+
+
 def test_logsnr_spacing_is_even():
     steps = np.diff(FINE.snr.log()[spaced_logsnr(FINE, 10)])
     assert steps.min() > 0 and steps.max() / steps.min() < 1.1
