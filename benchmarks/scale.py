@@ -9,16 +9,20 @@ its process.  Writes tables to stdout and assets/scale.png.  Read next: compare.
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
 
 CHANNELS, MULTS = 16, (1, 2, 2)
 
@@ -47,8 +51,6 @@ def build(side, batch, attention="full", T=1000, device="cpu", folder="out"):
 
 def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="cpu"):
     """{seconds, memory}: of one training step, or of DDIM sampling; run in a process of its own."""
-    import torch
-
     if what != "process":
         torch.set_num_threads(1)
     trainer = build(side, batch, attention, T, device)
@@ -84,25 +86,24 @@ def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="c
     return {"seconds": min(seconds), "memory": memory}
 
 
-def ask(what, processes=1, **values):
-    """measure() in a fresh process, or under torchrun in several."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    call = [__file__, "--worker", json.dumps({"what": what, **values})]
-    command = [sys.executable, *call]
-    if processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-            *call,
-        ]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+def ask(*args, **values):
+    """measure() in a process of its own, so that its memory is its own: forked, which saves the imports."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(measure, *args, **values).result()
+        except (MemoryError, RuntimeError):
+            return None  # did not fit
+
+
+def ask_several(processes, **values):
+    """measure() under torchrun, with one thread a process."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        __file__, "--worker", json.dumps({"what": "process", **values}),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        return None  # did not fit, most likely
-    return json.loads(lines[0])
+    return json.loads(lines[0]) if lines else None
 
 
 def tables(device):
@@ -119,10 +120,34 @@ def tables(device):
     )
     yield "Length of the chain", "T", [(T, {"train": ask("train", T=T, **common)}) for T in (100, 1000, 4000)]
     yield "Sampling steps", "steps", [(n, {"DDIM": ask("sample", steps=n, **common)}) for n in (5, 10, 25, 50, 100)]
-    cores = os.cpu_count() if device == "cpu" else __import__("torch").cuda.device_count()
-    counts = [p for p in (1, 2, 4, 8) if p <= cores]
-    rows = [(p, {"train": ask("process", processes=p, batch=32, steps=5, **common)}) for p in counts]
+    counts = [p for p in (1, 2, 4, 8) if p <= (os.cpu_count() if device == "cpu" else torch.cuda.device_count())]
+    rows = [(p, {"train": ask_several(p, batch=32, steps=5, **common)}) for p in counts]
     yield "Processes (batch of 32 shared, 5 steps, by the clock)", "processes", rows
+
+
+def estimate():
+    """ImageNet at 64 x 64 on paper: FLOPs counted without computing (device "meta"), the rest is arithmetic."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from config import Model
+    from models.unet import UNet
+
+    model = Model(192, (1, 2, 3, 4), 3, attention_resolutions=(32, 16, 8), heads=3, num_classes=1000)
+    with torch.device("meta"):
+        network = UNet(model, 3, (64, 64))
+        x, t = torch.empty(1, 3, 64, 64), torch.ones(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            network(x, t, t).sum().backward()
+    parameters, flops = sum(p.numel() for p in network.parameters()), counter.get_total_flops()
+    images, batch, peak, share, link = 540_000 * 2048, 2048, 990e12, 0.3, 50e9
+    print(f"\n{parameters:,} parameters, {flops / 1e9:.0f} GFLOP an image (forward and backward)\n")
+    print("| GPUs | images/s | batch of 2,048, s | of it gradients if nothing hid them, s | 540,000 steps, days |")
+    print("|---|---|---|---|---|")
+    for gpus in (8, 64):
+        rate = gpus * peak * share / flops
+        # a ring sends 2 (n-1)/n of the gradients, 4 bytes each, through every GPU's link
+        reduce = 2 * (gpus - 1) / gpus * 4 * parameters / (link if gpus > 8 else 9 * link)
+        print(f"| {gpus} | {rate:,.0f} | {batch / rate:.2f} | {reduce:.3f} | {images / rate / 86400:.1f} |")
 
 
 def show(title, x_name, rows):
@@ -165,18 +190,22 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--device", default="cpu")
     p.add_argument("--plot", default=str(ROOT / "assets" / "scale.png"))
+    p.add_argument("--estimate", action="store_true", help="only the estimate for ImageNet-64 on many GPUs, on paper")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.worker:
         result = measure(**json.loads(args.worker))
         if int(os.environ.get("RANK", 0)) == 0:
             print(json.dumps(result), flush=True)
-        return
+        return None
+    if args.estimate:
+        return estimate()
     found = []
     for title, x_name, rows in tables(args.device):
         show(title, x_name, rows)
         found.append((title, x_name, rows))
     plot(found, args.plot)
+    return None
 
 
 if __name__ == "__main__":
