@@ -22,6 +22,7 @@ from models import checkpoint
 from trainer import Trainer, locked, peak_memory
 
 PICTURES = 64  # in the grid of --verify
+FIXED = ("model.", "diffusion.", "data.size", "data.channels")  # what a run keeps for life
 
 
 def parser():
@@ -74,18 +75,26 @@ def configure(args):
     values, state = chosen(args), None
     folder = Path(args.out or Path("ckpt") / args.preset)
     last = folder / "last.pth"
+    if args.resume and args.dry_run:
+        raise UserError("--dry-run starts a run of its own and keeps nothing: leave out --resume")
     if args.resume:
         if not last.exists():
             raise UserError(f"nothing to resume: there is no {last}; start without --resume")
         config, state = checkpoint.load(last)
-        fixed = [n for n in values if n.split(".")[0] in ("model", "diffusion") and values[n] != field_of(config, n)]
+        fixed = [n for n in values if n.startswith(FIXED) and values[n] != field_of(config, n)]
         if fixed:
             raise UserError(f"--{fixed[0]} cannot change on the way: leave it out, or start a new run with --out DIR")
     else:
         if not args.dry_run and not args.verify:
             check_free(folder)
         config = PRESETS[args.preset]
-    return override(config, values), state, folder
+    config = override(config, values)
+    source = Path(config.data.source).resolve()
+    if config.data.source and source.is_dir() and folder.resolve().is_relative_to(source):
+        raise UserError(
+            f"{folder} lies in the data, {config.data.source}: the samples would become data; choose --out DIR"
+        )
+    return config, state, folder
 
 
 def check_free(folder):
@@ -134,6 +143,8 @@ def verify(config, images, train, val):
 def export(args):
     """Write what is needed for sampling, in half precision, from the run's best.pth."""
     best = Path(args.out or Path("ckpt") / args.preset) / "best.pth"
+    if Path(args.export).resolve() in (best.resolve(), best.with_name("last.pth").resolve()):
+        raise UserError(f"--export {args.export}: this would replace the run's own checkpoint; choose another name")
     checkpoint.slim(best, args.export)
     print(f"{args.export}: the averaged weights of {best} in half precision, SHA-256 {checkpoint.digest(args.export)}")
     return 0
@@ -206,7 +217,10 @@ def train_run(args, config, state, folder, group):
             try:
                 trainer.fit()
             except KeyboardInterrupt:
-                say(f"\nstopped at step {trainer.step:,}; go on with: python main.py {_again(args)} --resume")
+                if trainer.saved is None:
+                    say("\nstopped before anything was saved")
+                else:
+                    say(f"\nstopped at step {trainer.saved:,}; go on with: python main.py {_again(args)} --resume")
                 return 130
             if args.dry_run and group.main:
                 dry_sample(folder)

@@ -114,6 +114,7 @@ class Trainer:
         self.streak = torch.zeros((), device=device)  # ... in a row
         self._start_averages()
         self.stop = False  # a signal came
+        self.saved = None  # the step that last.pth holds
 
     def _start_averages(self):
         """Sums since the last row of the metrics: of the loss, the gradient norm, and 1; kept on the device."""
@@ -414,6 +415,7 @@ class Trainer:
     def save(self):
         """Write last.pth, and then what only shows its content in another way."""
         self._save("last.pth", resumable=True)
+        self.saved = self.step
         self._write_views()
 
     def _write_views(self):
@@ -473,6 +475,7 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.ema.updates, self.step, self.best = int(state["ema_updates"]), state["step"], float(state["best"])
+        self.saved = self.step
         self.rows = [{name: value + 0 for name, value in row.items()} for row in state["rows"]]  # + 0: only numbers
         self._start_averages()
         self.sums.copy_(state["sums"])

@@ -515,3 +515,16 @@ def test_without_a_run_the_shipped_checkpoint_is_used_and_this_is_said(program):
     code, out, _ = program("generate", "ddim", "-n", 1, "--steps", 2, "--batch-size", 1)
     assert code == 0 and "shipped with this program" in out and "assets/textiles.pth" in out
     assert pixels("out/ddim/00000.png").shape == (32, 32, 3)
+
+
+def test_the_run_cannot_lie_in_its_own_data(program, tmp_path):
+    pictures_in(tmp_path / "pictures")
+    code, _, err = program("main", *SMOKE, "--data", "pictures", "--out", "pictures/run")
+    assert code == 2 and "lies in the data" in err and not (tmp_path / "pictures/run").exists()
+
+
+@pytest.mark.parametrize("name", ["best.pth", "last.pth"])
+def test_an_export_never_replaces_the_runs_own_checkpoint(program, run_folder, name):
+    before = (run_folder / name).read_bytes()
+    code, _, err = program("main", "--out", run_folder, "--export", run_folder / name)
+    assert code == 2 and "choose another name" in err and (run_folder / name).read_bytes() == before

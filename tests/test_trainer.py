@@ -264,8 +264,8 @@ def test_a_second_signal_while_saving_leaves_the_last_good_file(program, tmp_pat
     assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
     good = (tmp_path / "ckpt/smoke/last.pth").read_bytes()
     monkeypatch.setattr(torch, "save", save)
-    code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8)
-    assert code == 130 and "Traceback" not in err
+    code, out, err = program("main", *SMOKE, "--resume", "--train.steps", 8)
+    assert code == 130 and "Traceback" not in err and "stopped at step 4" in out  # what was saved, not what was reached
     assert (tmp_path / "ckpt/smoke/last.pth").read_bytes() == good
     assert not list((tmp_path / "ckpt").rglob("*.tmp"))
 
@@ -292,6 +292,10 @@ def test_resume_refuses_another_network_and_other_data(program):
     assert code == 2 and "--model.channels cannot change" in err
     code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8, "--data.count", 20)
     assert code == 2 and "data has changed" in err
+    code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8, "--data.size", 32)
+    assert code == 2 and "--data.size cannot change" in err
+    code, _, err = program("main", *SMOKE, "--resume", "--dry-run")
+    assert code == 2 and "leave out --resume" in err
     code, _, err = program("main", *SMOKE, "--out", "nowhere", "--resume")
     assert code == 2 and "nothing to resume" in err
     code, _, err = program("main", *SMOKE, "--out", "new", "--train.steps", 4)
