@@ -239,8 +239,10 @@ def ratios(results):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--quick", action="store_true", help="two short rounds: under 5 minutes on 2 cores")
+    p.add_argument("--quick", action="store_true", help="two short rounds")
     p.add_argument("--rounds", type=int, help="turns of each contestant (default 5; 2 with --quick)")
+    p.add_argument("--steps", type=int, help="training steps a turn (default 4; 3 with --quick; 50 on a GPU)")
+    p.add_argument("--images", type=int, help="pictures sampled a turn (default 8; 4 with --quick; 128 on a GPU)")
     p.add_argument("--batch", type=int, help="images a training step (default 32 on a CPU, 128 on a GPU; quick 16)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--precision", choices=("fp32", "bf16"), help="of all (default bf16 on a GPU, fp32 on a CPU)")
@@ -254,7 +256,8 @@ def main():
     args.precision = args.precision or ("bf16" if gpu else "fp32")
     args.batch = args.batch or (128 if gpu else 16 if args.quick else 32)
     args.rounds = args.rounds or (2 if args.quick else 5)
-    args.steps, args.images = (50, 128) if gpu else (3, 4) if args.quick else (4, 8)
+    steps, images = (50, 128) if gpu else (3, 4) if args.quick else (4, 8)
+    args.steps, args.images = args.steps or steps, args.images or images
     if args.worker:
         return worker(args.worker, args.network, args.folder, args.batch, args.device, args.precision, args.compile)
     start, load = time.perf_counter(), os.getloadavg()[0]

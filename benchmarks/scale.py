@@ -174,7 +174,11 @@ def plot(found, path):
     for ax, ((_, x_name, rows), key, unit, title) in zip(axes, panels):
         for column in rows[0][1]:
             points = [(x, v[column][key] / unit) for x, v in rows if v[column]]
-            ax.plot(*zip(*points), marker="o", label=f"{column} attention" if len(rows[0][1]) > 1 else None)
+            ax.plot(
+                *zip(*points),
+                marker="o",
+                label=f"{column} attention".replace("none", "no") if len(rows[0][1]) > 1 else None,
+            )
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         ax.set(title=title, xlabel=x_name, ylabel="GiB" if key == "memory" else "seconds")
