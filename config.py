@@ -51,6 +51,7 @@ class Diffusion:
     beta_start: float = 1e-4  # linear only
     beta_end: float = 0.02  # linear only
     prediction: str = "eps"  # eps | x0 | v
+    zero_terminal_snr: bool = False  # rescale so that nothing of the picture is left at T; not with eps
     min_snr_gamma: float | None = None  # None = every timestep has weight 1
 
 
@@ -234,6 +235,11 @@ def check(config):
     need(m.num_classes >= 0, "model.num_classes", "0 or more")
     need(f.T >= 1, "diffusion.T", "at least 1")
     need(0 < f.beta_start <= f.beta_end < 1, "diffusion.beta_start", "0 < beta_start <= beta_end < 1")
+    need(
+        not f.zero_terminal_snr or (f.prediction != "eps" and f.T > 1),
+        "diffusion.zero_terminal_snr",
+        "false, or T > 1 and --diffusion.prediction v or x0: at T the noise alone says nothing of the picture",
+    )
     need(f.min_snr_gamma is None or f.min_snr_gamma > 0, "diffusion.min_snr_gamma", "a positive number or none")
     need(t.steps >= 0 and t.epochs >= 0, "train.steps" if t.steps < 0 else "train.epochs", "0 or more")
     need(t.steps or t.epochs, "train.steps", "a budget: --train.steps N or --train.epochs N")
@@ -277,16 +283,16 @@ PRESETS = {
         model=Model(48, (1, 2, 2), 1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2, num_classes=12),
         diffusion=Diffusion(schedule="cosine", prediction="v"),
         train=Train(
-            steps=1900,
-            batch_size=64,
+            steps=3600,
+            batch_size=32,
             lr=1e-3,
             lr_schedule="cosine",
             warmup_steps=50,
             ema_decay=0.995,
-            eval_every=250,
+            eval_every=600,
             val_images=256,
         ),
-        sample=Sample(steps=25, guidance=1.5),
+        sample=Sample(steps=50, guidance=1.5),
     ),
     # 4,250 photographs of cars.
     "cifar10-cars": Config(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.schedule import cosine, linear
+from diffusion.schedule import cosine, linear, zero_terminal
 
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0_hat, eps_hat): all that a sampler sees
 PREDICTIONS = ("eps", "x0", "v")
@@ -58,6 +58,8 @@ class GaussianDiffusion:
     def __init__(self, schedule, prediction="eps", min_snr_gamma=None):
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {prediction!r}")
+        if prediction == "eps" and schedule.alpha_bar[-1] == 0:
+            raise ValueError("at zero terminal SNR, x_T is the noise and says nothing of x_0: predict v or x0, not eps")
         self.schedule, self.prediction, self.min_snr_gamma = schedule, prediction, min_snr_gamma
         ab = schedule.alpha_bar
         self.signal, self.noise = ab.sqrt(), (1 - ab).sqrt()  # √ᾱ_t and √(1-ᾱ_t): x_t = signal x_0 + noise ε
@@ -70,6 +72,8 @@ class GaussianDiffusion:
             schedule = linear(config.T, config.beta_start, config.beta_end)
         else:
             schedule = cosine(config.T)
+        if config.zero_terminal_snr:
+            schedule = zero_terminal(schedule)
         return cls(schedule, config.prediction, config.min_snr_gamma)
 
     def to(self, device):

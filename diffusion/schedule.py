@@ -72,4 +72,19 @@ def cosine(T=1000, s=0.008, max_beta=0.999):
     return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
 
 
+def zero_terminal(schedule):
+    """`schedule` with √ᾱ_t shifted and scaled so that √ᾱ_T = 0 and √ᾱ_1 stays: training then ends where sampling begins.
+
+    The prediction must be v or x0: at T, x_T and ε are the same, and say nothing of the picture.
+    Raises ValueError if T is 1.
+    """
+    if schedule.T == 1:
+        raise ValueError("a schedule of one level has no room for a zero at its end")
+    root = schedule.alpha_bar[1:].sqrt()
+    # √ᾱ_t ← (√ᾱ_t - √ᾱ_T) √ᾱ_1 / (√ᾱ_1 - √ᾱ_T)                                            Lin et al. 2023 Alg. 1
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    ab = torch.cat([torch.ones(1, dtype=torch.float64), root**2])
+    return from_betas(1 - ab[1:] / ab[:-1])
+
+
 SCHEDULES = {"linear": linear, "cosine": cosine}

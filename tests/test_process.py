@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from diffusion.process import PREDICTIONS, GaussianDiffusion, q_posterior
-from diffusion.schedule import cosine, linear
+from diffusion.schedule import cosine, linear, zero_terminal
 
 SCHEDULE = linear(40, 1e-3, 0.3)
 
@@ -260,3 +260,16 @@ def test_float64_goes_through_in_float64():
     x = images(2, 1, 2, 2)
     assert d.loss(lambda x, t, y: x, x).dtype == torch.float64
     assert all(z.dtype == torch.float64 for z in d.denoiser(lambda x, t, y: x)(x, 3))
+
+
+def test_zero_terminal_snr_is_refused_with_eps_and_finite_with_v_and_x0():
+    schedule = zero_terminal(SCHEDULE)
+    with pytest.raises(ValueError, match="predict v or x0"):
+        GaussianDiffusion(schedule, "eps")
+    for prediction in ("v", "x0"):
+        for gamma in (None, 5.0):
+            d = GaussianDiffusion(schedule, prediction, gamma)
+            x = images(2, 1, 2, 2)
+            x0, eps = d.denoiser(lambda x, t, y: 0.5 * x)(x, schedule.T)
+            assert torch.isfinite(x0).all() and torch.isfinite(eps).all()
+            assert torch.isfinite(d.loss(lambda x, t, y: x, x, t=torch.tensor([40, 40]), eps=x)).all()

@@ -25,7 +25,7 @@ from diffusion.samplers import (
     pc,
     spaced,
 )
-from diffusion.schedule import cosine, linear
+from diffusion.schedule import cosine, linear, zero_terminal
 
 SCHEDULE = linear(40, 1e-3, 0.3)
 MU, STD = 0.3, 0.5
@@ -335,3 +335,13 @@ def test_image_noise_depends_on_seed_and_number_only():
 def test_image_noise_is_standard_normal():
     draws = image_noise(0, range(500))(torch.empty(500, 3, 16, 16))
     assert draws.mean().abs() < 0.01 and abs(draws.std().item() - 1) < 0.01
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+@pytest.mark.parametrize("sampler", SAMPLERS.values())
+def test_a_point_mass_comes_back_from_zero_terminal_snr(sampler, prediction):
+    schedule = zero_terminal(cosine(40))
+    diffusion, x_0 = GaussianDiffusion(schedule, prediction), noise(1, 3, 4, 5, seed=3).clamp(-1, 1)
+    denoise = diffusion.denoiser(oracle(diffusion, x_0))
+    out = last(sampler(denoise, schedule, noise(2, 3, 4, 5), timesteps=spaced(40, 8), noise_like=seeded()))
+    assert_close(out.x, x_0.expand(2, -1, -1, -1), rtol=0, atol=1e-8)

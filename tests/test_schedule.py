@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion.schedule import SCHEDULES, cosine, linear
+from diffusion.schedule import SCHEDULES, cosine, linear, zero_terminal
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -65,3 +65,20 @@ def test_a_schedule_that_ends_in_noise_does_not_warn(make, recwarn):
 def test_very_short_schedules_work(T):
     s = cosine(T)
     assert s.T == T and torch.isfinite(s.alpha_bar).all()
+
+
+@pytest.mark.parametrize("make", [linear, cosine])
+def test_zero_terminal_snr_ends_at_zero_keeps_the_first_level_and_the_order(make):
+    before = make()
+    after = zero_terminal(before)
+    root, old = after.alpha_bar.sqrt(), before.alpha_bar.sqrt()
+    assert root[0] == 1 and root[-1] == 0 and after.betas[-1] == 1
+    assert root[1].item() == pytest.approx(old[1].item(), rel=1e-12)
+    assert (root.diff() < 0).all()
+    gaps = root[1:].diff() / old[1:].diff()  # the shape is kept: every gap grows by the same factor
+    torch.testing.assert_close(gaps, torch.full_like(gaps, (old[1] / (old[1] - old[-1])).item()), rtol=1e-6, atol=0)
+
+
+def test_zero_terminal_snr_needs_two_levels():
+    with pytest.raises(ValueError, match="one level"):
+        zero_terminal(cosine(1))
