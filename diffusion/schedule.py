@@ -73,7 +73,7 @@ def cosine(T=1000, s=0.008, max_beta=0.999):
 
 
 def zero_terminal(schedule):
-    """`schedule` with √ᾱ_t shifted and scaled so that √ᾱ_T = 0 and √ᾱ_1 stays: training then ends where sampling begins.
+    """`schedule` with √ᾱ_t shifted and scaled so that √ᾱ_T = 0 and √ᾱ_1 stays: training ends where sampling begins.
 
     The prediction must be v or x0: at T, x_T and ε are the same, and say nothing of the picture.
     Raises ValueError if T is 1.
