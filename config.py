@@ -292,7 +292,7 @@ PRESETS = {
             eval_every=500,
             val_images=256,
         ),
-        sample=Sample(steps=50, guidance=1.5),
+        sample=Sample(steps=50, eta=1.0, guidance=1.5),
     ),
     # 4,250 photographs of cars.
     "cifar10-cars": Config(

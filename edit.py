@@ -130,7 +130,7 @@ def img2img(args, diffusion, denoise, x_0, noise, steps):
         raise UserError(f"--level {level}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")
     timesteps = spaced(level, min(steps, level))
     x = diffusion.q_sample(x_0, torch.full((len(x_0),), level, device=x_0.device), noise(x_0))
-    options = {k: v["default"] for k, v in generate.OPTIONS[args.sampler].items() if k not in ("spacing", "rho")}
+    options = {k: v["default"] for k, v in generate.OPTIONS[args.sampler].items() if k not in ("spacing", "rho", "eta")}
     stages = SAMPLERS[args.sampler](denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
     after = walk(stages, len(timesteps))
     facts = {"level": level, "sampler": args.sampler, "levels": timesteps}

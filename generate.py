@@ -27,7 +27,9 @@ WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
 OPTIONS = {  # sampler -> {option: how its flag is declared}; the options `spacing` and `rho` choose levels
     "ddpm": {"variance": {"choices": ("small", "large"), "default": "small", "help": "posterior variance or beta"}},
-    "ddim": {"eta": {"type": cli.number(), "default": 0.0, "help": "0 = no fresh noise, 1 = as much as ddpm"}},
+    "ddim": {
+        "eta": {"type": cli.number(), "default": None, "help": "0 = no fresh noise, 1 = as ddpm (default: the run's)"}
+    },
     "dpmpp": {"spacing": {"choices": ("logsnr", "time"), "default": "logsnr", "help": "levels even in log-SNR or t"}},
     "heun": {"rho": {"type": cli.number(1), "default": 7.0, "help": "levels even in sigma^(1/rho)"}},
     "pc": {
@@ -98,6 +100,8 @@ def generate(args, path, group):
     if steps > T:
         raise UserError(f"--steps {steps}: this checkpoint has T = {T}, so 1 to {T}")
     options = {name: getattr(args, name) for name in OPTIONS[args.sampler]}
+    if "eta" in options and args.eta is None:
+        options["eta"] = config.sample.eta
     of_levels = {name: value for name, value in options.items() if name in ("spacing", "rho")}
     of_sampler = {name: value for name, value in options.items() if name not in of_levels}
     timesteps = levels(schedule, steps, **of_levels)
@@ -107,9 +111,9 @@ def generate(args, path, group):
     guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
     if args.sampler == "ddim":
         try:
-            check_eta(schedule, adjacent(schedule, timesteps), args.eta)
+            check_eta(schedule, adjacent(schedule, timesteps), options["eta"])
         except ValueError as error:
-            raise UserError(f"--eta {args.eta:g}: {error}") from None
+            raise UserError(f"--eta {options['eta']:g}: {error}") from None
 
     out = Path(args.out or Path("out") / args.sampler)
     if group.main:

@@ -53,3 +53,10 @@ def test_every_test_that_the_documents_name_exists():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for name in re.findall(r"\b(test_\w+)\b(?!\.py)", document.read_text()):
             assert f"def {name}(" in tests or (ROOT / f"tests/{name}.py").exists(), f"{document.name}: {name}"
+
+
+def test_the_shipped_checkpoint_is_the_one_described():
+    import hashlib
+
+    digest = hashlib.sha256((ROOT / "assets/textiles.pth").read_bytes()).hexdigest()
+    assert digest in (ROOT / "docs/results.md").read_text()
