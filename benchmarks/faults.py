@@ -56,7 +56,7 @@ FAULTS = [
     ("the optimiser forgotten on resume", "trainer.py", 'self.optimizer.load_state_dict(state["optimizer"])', "pass", "tests/test_trainer.py"),
     ("a poisoned gradient applied", "trainer.py", "self.optimizer.found_inf = bad.float()", "pass", "tests/test_trainer.py"),
     ("random numbers not tied to the step", "trainer.py", "seed_everything(c.seed, k)\n", "pass\n", "tests/test_trainer.py"),
-    ("checkpoints unpickled as code", "models/checkpoint.py", "weights_only=True", "weights_only=False", "tests/test_checkpoint.py"),
+    ("checkpoints unpickled as code", "models/checkpoint.py", "device, weights_only=True", "device, weights_only=False", "tests/test_checkpoint.py"),
 ]
 # fmt: on
 
