@@ -107,7 +107,7 @@ def test_a_step_is_alg_1_with_adam_clipping_and_ema():
 
 def test_accumulating_equals_one_batch_of_the_same_images():
     """Two halves of 2 images against a whole of 4, fed the same t and eps."""
-    weights = []
+    weights, sums = [], []
     x, y = small().batches(0)
     torch.manual_seed(0)
     level, eps = torch.randint(1, 51, (4,)), torch.randn(4, 3, 16, 16)
@@ -121,6 +121,8 @@ def test_accumulating_equals_one_batch_of_the_same_images():
         t.loss = loss
         t.train_step()
         weights.append(t.model.state_dict())
+        sums.append(t.sums)
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=0)  # loss and gradient norm: Adam's first step hides their scale
     for a, b in zip(*(w.values() for w in weights)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
