@@ -5,6 +5,7 @@ checkpoint and a class.
 """
 
 import argparse
+import ctypes
 import difflib
 import os
 import sys
@@ -123,9 +124,24 @@ def find_label(text, classes, num_classes):
     raise UserError(f"--label {text}: unknown{nearest(text, classes)}; there are 0 to {num_classes - 1}: {names}")
 
 
+def keep_memory():
+    """Let the C library keep freed memory for the next tensor, instead of giving it back to the system each time.
+
+    Otherwise every step of a network on a CPU touches gigabytes of fresh pages, each of which the system first fills
+    with zeros; docs/results.md says what that costs.  Only glibc has the setting; elsewhere this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much may lie free at the end of the heap
+    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at the largest that glibc takes: only larger blocks are given back at once
+
+
 def run(main, argv=None):
     """Call main(argv); what goes wrong becomes one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    keep_memory()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us: nobody wants to read it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

@@ -25,10 +25,12 @@ class Ours:
     def __init__(self, folder, model, batch, device, precision, compiled):
         from dataclasses import replace
 
+        from cli import keep_memory
         from dataset import sources
         from processes import start
         from trainer import Trainer
 
+        keep_memory()  # as all our programs do
         config = override(PRESETS["cifar10"], {"train.batch_size": batch, "data.source": str(folder)})
         config = replace(config, model=model)
         images = sources.load(str(folder), size=config.data.size, channels=3, cache=Path(folder).parent / "cache")

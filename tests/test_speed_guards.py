@@ -1,7 +1,11 @@
 """Speed without a clock: nothing in the step waits, nothing is computed twice, nothing piles up."""
 
 import gc
+import platform
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +112,27 @@ def test_fifty_steps_leave_no_tensor_behind(loop):
         assert alive() <= before
     finally:
         gc.unfreeze()
+
+
+CHURN = """
+import resource, cli, torch
+
+def faults(argv):
+    for _ in range(3):  # twelve tensors at once, all freed, again and again: what a training step does
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(2**21) for _ in range(12)]
+        del tensors
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+cli.run(faults, [])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps memory on request")
+def test_a_program_does_not_fetch_fresh_memory_from_the_system_in_every_step():
+    root = Path(__file__).resolve().parent.parent
+    found = subprocess.run([sys.executable, "-c", CHURN], cwd=root, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 1000  # of the 24,576 pages that the tensors fill
 
 
 def test_the_step_is_compiled_once(loop):
