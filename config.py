@@ -46,6 +46,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Diffusion:
+    # gaussian | edm.  edm brings its own schedule, prediction and weights: a preset's give way, yours are refused.
+    process: str = "gaussian"
     schedule: str = "linear"  # linear | cosine
     T: int = 1000
     beta_start: float = 1e-4  # linear only
@@ -96,6 +98,9 @@ class Config:
 
 SECTIONS = {"data": Data, "model": Model, "diffusion": Diffusion, "train": Train, "sample": Sample}
 
+# What edm brings with it, and the defaults that then stand in the config in place of a preset's.
+BRINGS = {f"diffusion.{f.name}": f.default for f in dataclasses.fields(Diffusion) if f.name not in ("process", "T")}
+
 
 # ---------------------------------------------------------------- text and dictionaries <-> Config
 
@@ -135,9 +140,14 @@ def parse_value(name, text):
 
 
 def override(config, values):
-    """`config` with {"train.lr": 2e-4, ...} replaced.  A budget in epochs replaces one in steps."""
+    """`config` with {"train.lr": 2e-4, ...} replaced.  A budget in epochs replaces one in steps, edm what it BRINGS."""
     if "train.epochs" in values and "train.steps" not in values:
         values = {**values, "train.steps": 0}
+    if values.get("diffusion.process", config.diffusion.process) == "edm":
+        for name in values:
+            if name in BRINGS:
+                raise UserError(f"--{name}: --diffusion.process edm brings its own; leave one of the two out")
+        values = {**values, **BRINGS}
     for name, value in values.items():
         section, key = name.split(".")
         config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
@@ -210,6 +220,7 @@ def check(config):
         need(not isinstance(value, float) or math.isfinite(value), name, "a finite number")
         numbers, most = value if isinstance(value, tuple) else (value,), LARGEST.get(name, 10**12)
         need(all(isinstance(n, (str, type(None))) or n <= most for n in numbers), name, f"at most {most:,}")
+    one_of("diffusion.process", "gaussian", "edm")
     one_of("diffusion.schedule", "linear", "cosine")
     one_of("diffusion.prediction", "eps", "x0", "v")
     one_of("train.lr_schedule", "constant", "cosine")
@@ -234,6 +245,7 @@ def check(config):
     need(m.patch >= 1, "model.patch", "at least 1")
     need(m.num_classes >= 0, "model.num_classes", "0 or more")
     need(f.T >= 1, "diffusion.T", "at least 1")
+    need(f.process == "gaussian" or f.T > 1, "diffusion.T", f"at least 2 with --diffusion.process {f.process}")
     need(0 < f.beta_start <= f.beta_end < 1, "diffusion.beta_start", "0 < beta_start <= beta_end < 1")
     need(
         not f.zero_terminal_snr or (f.prediction != "eps" and f.T > 1),

@@ -18,9 +18,9 @@ import processes
 from config import UserError
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
+from diffusion import variants
 from diffusion.inpaint import inpaint, there_and_back
 from diffusion.invert import invert
-from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, adjacent, image_noise, spaced
 from models import checkpoint
 
@@ -62,7 +62,7 @@ def main(argv):
     path = cli.find_checkpoint(args.ckpt, args.preset)
     device = processes.choose_device(args.device)
     model, config, state = checkpoint.load_model(path, device, args.weights)
-    diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+    diffusion = variants.from_config(config.diffusion).to(device)
     steps = args.steps or min(config.sample.steps, diffusion.T)
     if steps > diffusion.T:
         raise UserError(f"--steps {steps}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")

@@ -1,7 +1,7 @@
-"""Measure a checkpoint:  python evaluate.py fid|kid|bpd|nearest|speed|sweep [--ckpt last|best|PATH] [-n N]
+"""Measure a checkpoint:  python evaluate.py fid|kid|bpd|loglik|nearest|speed|sweep [--ckpt last|best|PATH] [-n N]
 
 Every command says by which protocol it measured, and writes that beside its figures.  Several processes share the work:
-torchrun --nproc-per-node=N evaluate.py ...  Read next: evaluation/, diffusion/bound.py.
+torchrun --nproc-per-node=N evaluate.py ...  Read next: evaluation/, diffusion/bound.py, diffusion/sde.py.
 """
 
 import csv
@@ -23,7 +23,7 @@ import processes
 from config import Config, UserError
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
-from diffusion import bound
+from diffusion import bound, sde
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise
 from evaluation import compare, features
@@ -32,7 +32,9 @@ from models import checkpoint
 
 ENOUGH = 2048  # images; below, the Frechet distance depends more on how many there are than on what they show
 SHOWN = 16  # samples in the figure of `nearest`
-IMAGES = {"fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "nearest": 256, "speed": 16, "sweep": 256}  # by default
+IMAGES = {  # by default
+    "fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "loglik": 32, "nearest": 256, "speed": 16, "sweep": 256,
+}  # fmt: skip
 STEPS = (5, 10, 25, 50)  # of `speed` and `sweep`
 
 
@@ -52,8 +54,8 @@ def parser():
         s.add_argument("--out", metavar="DIR", help=f"folder for the figures (default out/{name})")
         if name != "speed":
             s.add_argument("--data", metavar="SOURCE", help="real images: a source or PATH (default: the run's own)")
-        if name in ("fid", "kid", "sweep", "bpd"):
-            split = "val" if name == "bpd" else "train"
+        if name in ("fid", "kid", "sweep", "bpd", "loglik"):
+            split = "val" if name in ("bpd", "loglik") else "train"
             s.add_argument("--split", choices=reference.SPLITS, default=split, help=f"of the data (default {split})")
         if name in ("fid", "kid", "sweep"):
             usual = "random" if name == "sweep" else "inception"
@@ -64,13 +66,16 @@ def parser():
             s.add_argument(
                 "--levels", type=cli.whole(1), default=100, metavar="K", help="levels measured (default 100)"
             )
+        elif name == "loglik":
+            s.add_argument("--probes", type=cli.whole(1), default=1, metavar="K", help="draws an image (default 1)")
+            s.add_argument("--tol", type=cli.number(1e-5), default=1e-3, help="largest error of a step (default 1e-3)")
         else:
             s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: as the run samples")
             s.add_argument("--eta", type=cli.number(), default=0.0, help="of ddim (default 0)")
         if name in ("speed", "sweep"):
             s.add_argument("--samplers", type=_samplers, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
             s.add_argument("--steps", type=_steps, default=STEPS, metavar="N,N", help=f"default {STEPS}")
-        elif name != "bpd":
+        elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
             s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
     return p
@@ -275,27 +280,37 @@ def warn_if_few(subject, n):
         )
 
 
-def bpd(subject, args, out):
-    """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
+def to_be_coded(subject, args):
+    """The images whose bits are counted, and what they are; with labels if they are those that the model knows."""
     data = subject.config.data
     if args.split == "val":
         images = subject.group.main_first(lambda: reference.unseen(data, args.n))
     else:
         images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
     known = images.labels is not None and list(images.classes) == list(subject.state.get("classes", []))
-    known = known and subject.model.null_class
+    split = "unseen" if args.split == "val" else args.split
+    labels = "given" if known and subject.model.null_class else "none"
+    return images, {"data": images.name, "split": split, "images": len(images.pixels), "labels": labels}
+
+
+def in_double(subject, images, numbers, facts, clip=True):
+    """The Denoise of these images: the network in float32 where it is, what is made of it in float64 on the CPU."""
+    device, given = subject.group.device, facts["labels"] == "given"
+    y = torch.from_numpy(images.labels[numbers]).to(device) if given else None
+    network = subject.diffusion.denoiser(subject.model, y, clip=clip)
+    return lambda x, t: tuple(z.cpu().double() for z in network(x.float().to(device), t))
+
+
+def bpd(subject, args, out):
+    """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
+    images, facts = to_be_coded(subject, args)
     schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
     stretches = [(1, 1), *bound.strata(T, args.levels), (T + 1, T + 1)]
 
     def work(numbers):
         rng, noise = np.random.default_rng((subject.seed, numbers[0], 1)), image_noise(subject.seed, numbers)
         x_0 = from_uint8(torch.from_numpy(images.pixels[numbers])).double()
-        y = torch.from_numpy(images.labels[numbers]).to(group.device) if known else None
-        network = subject.diffusion.denoiser(subject.model, y)
-
-        def denoise(x, t):  # the network in float32 where it is, the bound in float64 on the CPU
-            return tuple(z.cpu().double() for z in network(x.float().to(group.device), t))
-
+        denoise = in_double(subject, images, numbers, facts)
         draw = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
         parts = []
         for _, _, nats in bound.bound(denoise, schedule, x_0, noise, draw, args.levels, args.variance):
@@ -306,11 +321,7 @@ def bpd(subject, args, out):
     n = len(images.pixels)
     with subject.bar(-(-n // subject.batch_size) * len(stretches), "level") as bar:
         table = subject.each(n, work)
-    protocol = {
-        "data": images.name, "split": "unseen" if args.split == "val" else args.split, "images": n,
-        "variance": args.variance, "levels": args.levels,
-        "labels": "given" if known else "none", "T": T,
-    }  # fmt: skip
+    protocol = {**facts, "variance": args.variance, "levels": args.levels, "T": T}
     if not group.main:
         return protocol, {}
     mean, total = table.mean(dim=0), table.sum(dim=1)
@@ -330,6 +341,46 @@ def bpd(subject, args, out):
     print(
         f"L_0 {figures['L_0']:.4f}, sum of L_t {figures['L_t']:.4f}, L_T {figures['L_T']:.6f}; by t in {out}/by_t.csv"
     )
+    return protocol, figures
+
+
+def loglik(subject, args, out):
+    """Likelihood under the probability-flow ODE, in bits per dimension.  What the figure is: sde.bits_per_dim."""
+    images, facts = to_be_coded(subject, args)
+    schedule, T, group, n = subject.diffusion.schedule, subject.diffusion.T, subject.group, len(images.pixels)
+
+    def work(numbers):
+        x_0, noise = from_uint8(torch.from_numpy(images.pixels[numbers])).double(), image_noise(subject.seed, numbers)
+        network, draws = in_double(subject, images, numbers, facts, clip=False), []
+        for _ in range(args.probes):
+            reached = 0
+
+            def denoise(x, t):
+                nonlocal reached
+                if t > reached:  # how many steps the solver takes is not known, but how far it is
+                    bar.update((t - reached) * group.world)
+                    reached = t
+                return network(x, t)
+
+            draws.append(sde.bits_per_dim(denoise, schedule, x_0, noise, tol=args.tol))
+        return torch.stack(draws, dim=1)  # (B, probes)
+
+    with subject.bar(-(-n // subject.batch_size) * args.probes * T, "level") as bar:
+        table = subject.each(n, work)
+    if not torch.isfinite(table).all():
+        raise UserError(f"{subject.path}: the likelihood is not finite; train again with a lower --train.lr")
+    protocol = {
+        **facts, "density": "p_1 of the probability-flow ODE, at the picture itself", "dequantisation": "uniform",
+        "probes": args.probes, "tol": args.tol, "T": T,
+    }  # fmt: skip
+    if not group.main:
+        return protocol, {}
+    bits = table.mean(dim=1)
+    figures = {"bits_per_dim": bits.mean().item(), "standard_error": (bits.std() / n**0.5).item()}
+    of_draws = (table.std(dim=1) / args.probes**0.5).tolist() if args.probes > 1 else [""] * n
+    write_csv(out / "by_image.csv", ("image", "bits_per_dim", "standard_error"), zip(range(n), bits.tolist(), of_draws))
+    print(f"{figures['bits_per_dim']:.4f} ± {figures['standard_error']:.4f} bits per dimension, {n:,} images, ", end="")
+    print(f"by the ODE from level 1 to {T}; by image in {out}/by_image.csv")
     return protocol, figures
 
 
@@ -440,7 +491,7 @@ def sweep(subject, args, out):
     return protocol, {frechet_name: {f"{r[0]}_{r[1]}": r[3] for r in rows}}
 
 
-COMMANDS = {"fid": fid, "kid": kid, "bpd": bpd, "nearest": nearest, "speed": speed, "sweep": sweep}
+COMMANDS = {"fid": fid, "kid": kid, "bpd": bpd, "loglik": loglik, "nearest": nearest, "speed": speed, "sweep": sweep}
 
 
 # ---------------------------------------------------------------- what is written

@@ -16,7 +16,7 @@ import processes
 from config import UserError
 from dataset import pictures
 from dataset.pixels import to_uint8
-from diffusion.process import GaussianDiffusion
+from diffusion import variants
 from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise, spaced, spaced_logsnr, spaced_rho
 from models import checkpoint
 
@@ -92,7 +92,7 @@ def main(argv):
 def generate(args, path, group):
     """Check what is asked for against the checkpoint, sample, write.  Several processes share the batches."""
     model, config, state = checkpoint.load_model(path, group.device, args.weights)
-    diffusion = GaussianDiffusion.from_config(config.diffusion).to(group.device)
+    diffusion = variants.from_config(config.diffusion).to(group.device)
     schedule, T, classes = diffusion.schedule, diffusion.T, model.null_class
 
     usual = {"ddpm": T, "ode": STAGES}.get(args.sampler, config.sample.steps)

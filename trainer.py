@@ -27,7 +27,7 @@ from config import UserError, to_dict
 from dataset import pictures
 from dataset.batches import Batches
 from dataset.pixels import from_uint8, to_uint8
-from diffusion.process import GaussianDiffusion
+from diffusion import variants
 from diffusion.samplers import ddim, image_noise, spaced
 from evaluation import compare
 from models import checkpoint
@@ -92,7 +92,7 @@ class Trainer:
         self.step = 0  # optimiser steps made
 
         seed_everything(c.seed)
-        self.diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+        self.diffusion = variants.from_config(config.diffusion).to(device)
         self.model = UNet(config.model, config.data.channels, config.data.size).to(device)
         self.model = self.model.to(memory_format=torch.channels_last)
         self.ema = EMA(self.model, c.ema_decay, c.ema_warmup)
@@ -128,7 +128,7 @@ class Trainer:
         c, p = self.config.train, self.processes
         x_0, y = self.batches(k)
         seed_everything(c.seed, k)
-        t = torch.randint(1, self.diffusion.T + 1, (c.batch_size,), device=self.device)
+        t = self.diffusion.draw_t(c.batch_size, self.device)
         eps = torch.randn(c.batch_size, *x_0.shape[1:], device=self.device)
         hidden = torch.rand(c.batch_size, device=self.device) < c.label_dropout
         mine = slice(p.rank, None, p.world)

@@ -129,13 +129,17 @@ class GaussianDiffusion:
         weight[0] = 0.0  # no noise, nothing to learn
         return weight
 
+    def draw_t(self, n, device):
+        """n levels to train at, (n,), each equally likely."""
+        return torch.randint(1, self.T + 1, (n,), device=device)
+
     def loss(self, model, x_0, y=None, *, t=None, eps=None):
         """L_simple of each image: (B,).  Draws t uniform in 1..T and eps ~ N(0, I) where they are not given.
 
         model: (x_t, t, y) -> prediction.  x_0: (B, C, H, W) in [-1, 1].  y: (B,) labels or None.
         """
         # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1
-        t = torch.randint(1, self.T + 1, (len(x_0),), device=x_0.device) if t is None else t
+        t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
         error = self.target(x_0, eps, t) - model(self.q_sample(x_0, t, eps), t, y)
         weight = self.weight[t].to(device=x_0.device, dtype=x_0.dtype)  # 1 unless min-SNR is on

@@ -13,6 +13,7 @@ import cli
 from config import Config, UserError
 from dataset import sources
 from dataset.pixels import from_uint8
+from diffusion import variants
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import image_noise, spaced
 from models import checkpoint
@@ -44,7 +45,7 @@ class Lab:
         """The lab of one checkpoint.  Raises UserError, naming the file, if it is not one."""
         model, config, state = checkpoint.load_model(path, device, weights)
         names = state.get("classes") or [str(i) for i in range(config.model.num_classes)]
-        diffusion = GaussianDiffusion.from_config(config.diffusion).to(device)
+        diffusion = variants.from_config(config.diffusion).to(device)
         return cls(model, config, diffusion, tuple(names), torch.device(device), seed)
 
     @property

@@ -15,8 +15,10 @@ from torch.testing import assert_close
 
 from config import PRESETS, UserError
 from dataset import reference
-from diffusion import bound
-from diffusion.process import q_posterior
+from dataset.pixels import from_uint8
+from diffusion import bound, sde
+from diffusion.process import GaussianDiffusion, q_posterior
+from diffusion.samplers import image_noise
 from diffusion.schedule import from_betas, linear
 from evaluation import compare, features
 from evaluation.frechet import frechet, moments
@@ -222,6 +224,39 @@ def test_few_levels_give_the_whole_bound_on_average():
     assert abs(np.mean(values) - total(39)) < 4 * np.std(values) / 60**0.5 + 0.05
 
 
+# ---------------------------------------------------------------- the likelihood
+
+
+def bits_at_level_1(schedule, x):
+    """-log2 of the density of noised Gaussian data at x, with grey levels as the unit of length, for each entry."""
+    ab = schedule.alpha_bar[1]
+    density = Normal(ab.sqrt() * MU, (ab * STD**2 + 1 - ab).sqrt())
+    return -density.log_prob(x) / math.log(2) + math.log2(127.5)
+
+
+def test_the_likelihood_of_gaussian_data_in_bits_is_its_cross_entropy_at_level_1():
+    """Level 1 is far from the data here: asked of the picture as it is, not of one that is scaled or noised to it."""
+    schedule = from_betas(torch.full((400,), 0.03, dtype=torch.float64))
+    x_0 = ((normal(4, 1, 100, 100) * STD + MU) * 127.5).round() / 127.5  # rounded as grey levels are, without ends
+    bits = sde.bits_per_dim(gaussian(schedule), schedule, x_0, noise_like(), tol=1e-5)
+    noise = noise_like()
+    x = x_0 + (torch.special.ndtr(noise(x_0)) - 0.5) / 127.5
+    assert_close(bits, bits_at_level_1(schedule, x).flatten(1).mean(1), rtol=0, atol=1e-3)
+    ab = schedule.alpha_bar[1].item()
+    variance, shift = ab * STD**2 + 1 - ab, (1 - ab**0.5) * MU
+    nats = 0.5 * math.log(2 * math.pi * variance) + (STD**2 + shift**2) / (2 * variance)
+    assert bits.mean().item() == pytest.approx(nats / math.log(2) + math.log2(127.5), abs=0.02)
+
+
+def test_the_likelihood_is_the_entropy_of_rounded_data_where_the_density_is_smooth():
+    """With level 1 all but clean; only Jensen's share is left between them."""
+    schedule = linear()
+    k = ((normal(4, 1, 100, 100) * STD + MU) * 127.5).round() / 127.5
+    own = -torch.log2(torch.special.ndtr((k + 1 / 255 - MU) / STD) - torch.special.ndtr((k - 1 / 255 - MU) / STD))
+    gap = (sde.bits_per_dim(gaussian(schedule), schedule, k, noise_like(), tol=1e-5) - own.flatten(1).mean(1)).mean()
+    assert abs(gap.item()) < 2e-3
+
+
 # ---------------------------------------------------------------- nearest neighbours
 
 
@@ -303,6 +338,42 @@ def test_bpd_adds_up_by_term_and_by_t(program, run_folder):
     rows = [line.split(",") for line in Path("o/by_t.csv").read_text().split()[1:]]
     assert sum(float(r[2]) for r in rows) == pytest.approx(figures["L_t"])
     assert (int(rows[0][0]), int(rows[-1][1])) == (2, 50)
+
+
+def test_loglik_of_a_perfect_network_is_the_closed_form_image_by_image(program, run_folder, monkeypatch):
+    def perfect(self, model, y, clip):
+        assert not clip
+        return gaussian(self.schedule)
+
+    schedule, draws = linear(), []  # finer than the run's own
+    monkeypatch.setattr(GaussianDiffusion, "denoiser", perfect)
+    monkeypatch.setattr(GaussianDiffusion, "from_config", lambda config: GaussianDiffusion(schedule))
+    options = ("-n", 5, "--batch-size", 2, "--tol", 1e-5, "--seed", 3, "--probes")
+    measure(program, run_folder, "loglik", *options, 1)
+    first = [float(line.split(",")[1]) for line in Path("o/by_image.csv").read_text().split()[1:]]
+    _, _, report = measure(program, run_folder, "loglik", *options, 2)
+    x_0 = from_uint8(torch.from_numpy(reference.unseen(PRESETS["smoke"].data, 5).pixels)).double()
+    noise = image_noise(3, range(5))
+    for _ in range(2):  # each draw dequantises anew, and then takes a probe, on which this data does not depend
+        x = x_0 + (torch.special.ndtr(noise(x_0)) - 0.5) / 127.5
+        draws.append(bits_at_level_1(schedule, x).flatten(1).mean(1))
+        noise(x_0)
+    bits = torch.stack(draws).mean(0)
+    rows = np.loadtxt("o/by_image.csv", delimiter=",", skiprows=1)
+    assert_close(torch.from_numpy(rows[:, 1]), bits, rtol=0, atol=5e-3)
+    assert_close(torch.from_numpy(rows[:, 1] - first), bits - draws[0], rtol=0, atol=1e-5)
+    assert_close(torch.from_numpy(rows[:, 2]), (draws[0] - draws[1]).abs() / 2, rtol=0, atol=1e-5)
+    assert report["figures"]["bits_per_dim"] == pytest.approx(bits.mean().item(), abs=5e-3)
+    assert report["figures"]["standard_error"] == pytest.approx(bits.std().item() / 5**0.5, abs=5e-3)
+    expected = {"split": "unseen", "images": 5, "labels": "given", "probes": 2, "dequantisation": "uniform"}
+    assert expected.items() <= report["protocol"].items()
+
+
+def test_loglik_does_not_depend_on_the_batch_size(program, run_folder):
+    one, two = (
+        measure(program, run_folder, "loglik", "-n", 3, "--batch-size", b, "--tol", 1e-3)[2]["figures"] for b in (3, 2)
+    )
+    assert one["bits_per_dim"] == pytest.approx(two["bits_per_dim"], abs=0.01)
 
 
 def test_nearest_draws_a_figure_and_says_a_verdict(program, run_folder):
