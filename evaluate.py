@@ -23,7 +23,7 @@ import processes
 from config import Config, UserError
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
-from diffusion import bound, sde
+from diffusion import bound, sde, variants
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise
 from evaluation import compare, features
@@ -102,7 +102,7 @@ def main(argv):
         model, config, state = checkpoint.load_model(path, group.device, args.weights)
         if args.command != "speed" and args.data is not None:
             config = replace(config, data=replace(config.data, source=args.data))
-        diffusion = GaussianDiffusion.from_config(config.diffusion).to(group.device)
+        diffusion = variants.from_config(config.diffusion).to(group.device)
         guidance = getattr(args, "guidance", 1.0)
         if guidance not in (None, 1.0) and not model.null_class:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
