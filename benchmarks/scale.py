@@ -1,4 +1,4 @@
-"""How does the cost grow: with the batch, the resolution, T, the sampling steps, the processes?
+"""How does the cost grow: with the batch, the resolution, T, the sampling steps, the processes, checkpointing?
 
     python benchmarks/scale.py
 
@@ -27,7 +27,7 @@ import torch  # noqa: E402
 CHANNELS, MULTS = 16, (1, 2, 2)
 
 
-def build(side, batch, attention="full", T=1000, device="cpu", folder="out"):
+def build(side, batch, attention="full", T=1000, device="cpu", grad_checkpoint=False, folder="out"):
     """A Trainer of the narrow network on noise images of side x side pixels."""
     import numpy as np
 
@@ -41,7 +41,7 @@ def build(side, batch, attention="full", T=1000, device="cpu", folder="out"):
     model = replace(
         config.model, channels=CHANNELS, channel_mults=MULTS, num_classes=0, mid_blocks=0,
         attention_resolutions=lower if attention == "full" else (),
-        linear_attention_resolutions=lower if attention == "linear" else (),
+        linear_attention_resolutions=lower if attention == "linear" else (), grad_checkpoint=grad_checkpoint,
     )  # fmt: skip
     config = replace(config, model=model, data=replace(config.data, size=(side, side)))
     pixels = np.random.default_rng(0).integers(0, 256, (max(batch, 16), 3, side, side), dtype=np.uint8)
@@ -49,11 +49,11 @@ def build(side, batch, attention="full", T=1000, device="cpu", folder="out"):
     return Trainer(config, Images(pixels, None, (), "noise"), everything, everything, folder, start(device))
 
 
-def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="cpu"):
+def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="cpu", grad_checkpoint=False):
     """{seconds, memory}: of one training step, or of DDIM sampling; run in a process of its own."""
     if what != "process":
         torch.set_num_threads(1)
-    trainer = build(side, batch, attention, T, device)
+    trainer = build(side, batch, attention, T, device, grad_checkpoint)
     gpu = trainer.device.type == "cuda"
     clock = time.perf_counter if gpu or what == "process" else time.process_time
 
@@ -73,7 +73,7 @@ def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="c
 
     before = 0 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
-    while len(seconds) < 4 and sum(seconds) < 3:  # the first is slower, but what takes long is not repeated
+    while len(seconds) < 2 or (len(seconds) < 4 and sum(seconds) < 3):  # the first is slower: its memory is fresh
         start = clock()
         work()
         seconds.append(clock() - start)
@@ -106,22 +106,34 @@ def ask_several(processes, **values):
 
 
 def tables(device):
-    """Each question as (title, name of x, [(x, {column: numbers})])."""
+    """Each question as (title, name of x, how to get [(x, {column: numbers})])."""
     common = {"device": device}
-    yield "Batch", "images", [(b, {"train": ask("train", batch=b, **common)}) for b in (1, 2, 4, 8, 16, 32, 64)]
+    yield "Batch", "images", lambda: [(b, {"train": ask("train", batch=b, **common)}) for b in (1, 2, 4, 8, 16, 32, 64)]
     yield (
         "Resolution",
         "pixels a side",
-        [
+        lambda: [
             (s, {kind: ask("train", side=s, batch=2, attention=kind, **common) for kind in ("none", "linear", "full")})
             for s in (32, 64, 128, 256)
         ],
     )
-    yield "Length of the chain", "T", [(T, {"train": ask("train", T=T, **common)}) for T in (100, 1000, 4000)]
-    yield "Sampling steps", "steps", [(n, {"DDIM": ask("sample", steps=n, **common)}) for n in (5, 10, 25, 50, 100)]
+    yield "Length of the chain", "T", lambda: [(T, {"train": ask("train", T=T, **common)}) for T in (100, 1000, 4000)]
+    yield (
+        "Sampling steps",
+        "steps",
+        lambda: [(n, {"DDIM": ask("sample", steps=n, **common)}) for n in (5, 10, 25, 50, 100)],
+    )
     counts = [p for p in (1, 2, 4, 8) if p <= (os.cpu_count() if device == "cpu" else torch.cuda.device_count())]
-    rows = [(p, {"train": ask_several(p, batch=32, steps=5, **common)}) for p in counts]
-    yield "Processes (batch of 32 shared, 5 steps, by the clock)", "processes", rows
+    yield (
+        "Processes (batch of 32 shared, 5 steps, by the clock)",
+        "processes",
+        lambda: [(p, {"train": ask_several(p, batch=32, steps=5, **common)}) for p in counts],
+    )
+    both = lambda s: {  # noqa: E731
+        name: ask("train", side=s, attention="linear", grad_checkpoint=name == "on", **common) for name in ("off", "on")
+    }
+    title = "Gradient checkpointing (linear attention, batch of 8)"
+    yield title, "pixels a side", lambda: [(s, both(s)) for s in (64, 128)]
 
 
 def estimate():
@@ -193,6 +205,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--device", default="cpu")
     p.add_argument("--plot", default=str(ROOT / "assets" / "scale.png"))
+    p.add_argument("--only", metavar="TITLE", help="only the tables whose title begins like this; draws no plot")
     p.add_argument("--estimate", action="store_true", help="only the estimate for ImageNet-64 on many GPUs, on paper")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -205,9 +218,11 @@ def main():
         return estimate()
     found = []
     for title, x_name, rows in tables(args.device):
-        show(title, x_name, rows)
-        found.append((title, x_name, rows))
-    plot(found, args.plot)
+        if title.lower().startswith((args.only or "").lower()):
+            found.append((title, x_name, rows()))
+            show(*found[-1])
+    if not args.only:
+        plot(found, args.plot)
     return None
 
 
