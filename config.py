@@ -46,7 +46,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Diffusion:
-    # gaussian | edm.  edm brings its own schedule, prediction and weights: a preset's give way, yours are refused.
+    # gaussian | learned_variance | edm.  The last brings its own schedule, prediction and weights: those of a preset
+    # give way to them, and those on the command line are refused.
     process: str = "gaussian"
     schedule: str = "linear"  # linear | cosine
     T: int = 1000
@@ -220,7 +221,7 @@ def check(config):
         need(not isinstance(value, float) or math.isfinite(value), name, "a finite number")
         numbers, most = value if isinstance(value, tuple) else (value,), LARGEST.get(name, 10**12)
         need(all(isinstance(n, (str, type(None))) or n <= most for n in numbers), name, f"at most {most:,}")
-    one_of("diffusion.process", "gaussian", "edm")
+    one_of("diffusion.process", "gaussian", "learned_variance", "edm")
     one_of("diffusion.schedule", "linear", "cosine")
     one_of("diffusion.prediction", "eps", "x0", "v")
     one_of("train.lr_schedule", "constant", "cosine")
@@ -283,6 +284,11 @@ def check(config):
 def size_multiple(model):
     """H and W must be multiples of this: the stem divides by `patch`, every level but the last by 2."""
     return model.patch * 2 ** (len(model.channel_mults) - 1)
+
+
+def out_channels(config):
+    """Channels of the network's output: the picture's, and as many again where it also says the variance."""
+    return config.data.channels * (2 if config.diffusion.process == "learned_variance" else 1)
 
 
 # ---------------------------------------------------------------- presets

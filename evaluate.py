@@ -62,7 +62,7 @@ def parser():
             s.add_argument("--features", choices=features.NAMES, default=usual, help=f"compared (default {usual})")
             s.add_argument("--weights-file", metavar="PATH", help="Inception's weights, instead of downloading them")
         if name == "bpd":
-            s.add_argument("--variance", choices=("small", "large"), default="small", help="of the reverse steps")
+            s.add_argument("--variance", default="small", choices=generate.OPTIONS["ddpm"]["variance"]["choices"])
             s.add_argument(
                 "--levels", type=cli.whole(1), default=100, metavar="K", help="levels measured (default 100)"
             )
@@ -298,11 +298,19 @@ def in_double(subject, images, numbers, facts, clip=True):
     device, given = subject.group.device, facts["labels"] == "given"
     y = torch.from_numpy(images.labels[numbers]).to(device) if given else None
     network = subject.diffusion.denoiser(subject.model, y, clip=clip)
-    return lambda x, t: tuple(z.cpu().double() for z in network(x.float().to(device), t))
+
+    def denoise(x, t):
+        guess = network(x.float().to(device), t)
+        if hasattr(guess, "variance"):  # and says one, for --variance learned
+            return guess.to("cpu", torch.float64)
+        return tuple(z.cpu().double() for z in guess)
+
+    return denoise
 
 
 def bpd(subject, args, out):
     """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
+    generate.check_variance(args.variance, subject.config, subject.path)
     images, facts = to_be_coded(subject, args)
     schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
     stretches = [(1, 1), *bound.strata(T, args.levels), (T + 1, T + 1)]

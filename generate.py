@@ -26,7 +26,13 @@ MOST = 100_000  # pictures: their names have five digits
 WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
 OPTIONS = {  # sampler -> {option: how its flag is declared}; the options `spacing` and `rho` choose levels
-    "ddpm": {"variance": {"choices": ("small", "large"), "default": "small", "help": "posterior variance or beta"}},
+    "ddpm": {
+        "variance": {
+            "choices": ("small", "large", "learned"),
+            "default": "small",
+            "help": "posterior variance, beta, or the network's own (process learned_variance)",
+        }
+    },
     "ddim": {
         "eta": {"type": cli.number(), "default": None, "help": "0 = no fresh noise, 1 = as ddpm (default: the run's)"}
     },
@@ -72,6 +78,15 @@ def levels(schedule, n, spacing="time", rho=None):
     return spaced_logsnr(schedule, n) if spacing == "logsnr" else spaced(schedule.T, n)
 
 
+def check_variance(variance, config, path):
+    """Raise UserError if the variance is to be one that the checkpoint has not learned."""
+    if variance == "learned" and config.diffusion.process != "learned_variance":
+        raise UserError(
+            f"--variance learned: {path} has learned none; train with --diffusion.process learned_variance, "
+            "or choose small or large"
+        )
+
+
 def count(denoise):
     """The same denoise, and a list that gets the level of each network evaluation."""
     calls = []
@@ -102,6 +117,7 @@ def generate(args, path, group):
     options = {name: getattr(args, name) for name in OPTIONS[args.sampler]}
     if "eta" in options and args.eta is None:
         options["eta"] = config.sample.eta
+    check_variance(options.get("variance"), config, path)
     of_levels = {name: value for name, value in options.items() if name in ("spacing", "rho")}
     of_sampler = {name: value for name, value in options.items() if name not in of_levels}
     timesteps = levels(schedule, steps, **of_levels)

@@ -23,7 +23,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import UserError, to_dict
+from config import UserError, out_channels, to_dict
 from dataset import pictures
 from dataset.batches import Batches
 from dataset.pixels import from_uint8, to_uint8
@@ -93,7 +93,7 @@ class Trainer:
 
         seed_everything(c.seed)
         self.diffusion = variants.from_config(config.diffusion).to(device)
-        self.model = UNet(config.model, config.data.channels, config.data.size).to(device)
+        self.model = UNet(config.model, config.data.channels, config.data.size, out_channels(config)).to(device)
         self.model = self.model.to(memory_format=torch.channels_last)
         self.ema = EMA(self.model, c.ema_decay, c.ema_warmup)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=c.lr, fused=True)

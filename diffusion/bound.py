@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 
 from diffusion.process import at, q_posterior
+from diffusion.steps import learned_variance
 
 
 def kl(mean_1, variance_1, mean_2, variance_2):
@@ -36,23 +37,26 @@ def prior_term(schedule, x_0):
 def step_term(schedule, denoise, x_0, x_t, t, variance="small"):
     """L_{t-1} for 2 <= t <= T: the reverse step that knows x_0 against the one that asks the network, (B,).
 
-    x_t: a draw from q(x_t | x_0).  variance: of the reverse step, "small" β̃_t or "large" β_t, as in `ddpm`.
+    x_t: a draw from q(x_t | x_0).  variance: of the reverse step, as in `ddpm`: "small" β̃_t, "large" β_t or "learned".
+    With the last, t may also be (B,).
     """
     # L_{t-1} = D_KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t)); with the small variance it is       DDPM Eq. (5)
     # ‖μ̃_t - μ_θ‖² / 2σ_t²                                                                          DDPM Eq. (8)
     mean, posterior_variance = q_posterior(schedule, x_0, x_t, t, t - 1)
-    guess, _ = q_posterior(schedule, denoise(x_t, t)[0], x_t, t, t - 1)
-    model_variance = _variance(schedule, t, variance, x_t)
-    return kl(mean, posterior_variance, guess, model_variance).flatten(1).sum(dim=1)
+    guess = denoise(x_t, t)
+    model_mean, _ = q_posterior(schedule, guess[0], x_t, t, t - 1)
+    model_variance = _variance(schedule, t, variance, guess)
+    return kl(mean, posterior_variance, model_mean, model_variance).flatten(1).sum(dim=1)
 
 
-def decoder_term(schedule, denoise, x_0, x_1):
+def decoder_term(schedule, denoise, x_0, x_1, variance="large"):
     """L_0 = -log p_θ(x_0 | x_1) for pictures of 256 grey levels, x_0 = k / 127.5 - 1: (B,).
 
-    β̃_1 = 0 is no density, so the last step has the variance β_1, whatever the others have.
+    β̃_1 = 0 is no density, so "small" too takes β_1 for the variance of the last step.
     """
-    mean, _ = q_posterior(schedule, denoise(x_1, 1)[0], x_1, 1, 0)
-    std = _variance(schedule, 1, "large", x_1).sqrt()
+    guess = denoise(x_1, 1)
+    mean, _ = q_posterior(schedule, guess[0], x_1, 1, 0)
+    std = _variance(schedule, 1, "large" if variance == "small" else variance, guess).sqrt()
     # p_θ(x_0 | x_1) = ∫ N(x; μ_θ, σ_1²) dx over x_0 ± 1/255, open outwards at -1 and 1                  DDPM Eq. (13)
     above = torch.where(x_0 > 0.999, math.inf, (x_0 + 1 / 255 - mean) / std)
     below = torch.where(x_0 < -0.999, -math.inf, (x_0 - 1 / 255 - mean) / std)
@@ -80,18 +84,20 @@ def bound(denoise, schedule, x_0, noise_like, draw, levels, variance="small"):
         return at(ab.sqrt(), t, x_0) * x_0 + at((1 - ab).sqrt(), t, x_0) * noise_like(x_0)
 
     # -log p(x_0) ≤ L = E [L_T + Σ_{t>1} L_{t-1} + L_0]                                  DDPM Eq. (3), DDPM Eq. (5)
-    yield 1, 1, decoder_term(schedule, denoise, x_0, noisy(1))
+    yield 1, 1, decoder_term(schedule, denoise, x_0, noisy(1), variance)
     for first, last in strata(schedule.T, levels):
         t = draw(first, last)
         yield first, last, (last - first + 1) * step_term(schedule, denoise, x_0, noisy(t), t, variance)
     yield schedule.T + 1, schedule.T + 1, prior_term(schedule, x_0)
 
 
-def _variance(schedule, t, which, x):
+def _variance(schedule, t, which, guess):
     """σ_t² of the reverse step t -> t-1."""
+    if which == "learned":
+        return learned_variance(guess, t, t - 1)
     ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
     beta = 1 - ab_t / ab_s
-    return (beta if which == "large" else (1 - ab_s) / (1 - ab_t) * beta).to(x.dtype)
+    return (beta if which == "large" else (1 - ab_s) / (1 - ab_t) * beta).to(guess[0].dtype)
 
 
 def _log_interval(a, b):

@@ -16,7 +16,7 @@ from diffusion.heun import heun
 from diffusion.pc import pc
 from diffusion.process import at, q_posterior
 from diffusion.sde import ode
-from diffusion.steps import Step, adjacent, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import Step, adjacent, image_noise, learned_variance, spaced, spaced_logsnr, spaced_rho
 
 
 @torch.no_grad()
@@ -24,17 +24,21 @@ def ddpm(denoise, schedule, x_T, *, timesteps=None, variance="small", noise_like
     """Ancestral sampling, DDPM Alg. 2, over all levels or any subset of them.
 
     denoise: (x_t, t) -> (x0_hat, eps_hat).  x_T: (B, C, H, W), noise at level timesteps[0].
-    variance: "small" is β̃_t, exact for data that is one point; "large" is β_t, exact for white noise (DDPM Sec. 3.2).
+    variance: "small" is β̃_t, exact for data that is one point; "large" is β_t, exact for white noise (DDPM Sec. 3.2);
+    "learned" is the network's own, see learned_variance.py.
     noise_like: x -> standard normal noise of its shape, called once a step except the last.  Yields a Step a level.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance must be 'small' or 'large', not {variance!r}")
+    if variance not in ("small", "large", "learned"):
+        raise ValueError(f"variance must be 'small' or 'large' or 'learned', not {variance!r}")
     x = x_T
     for t, s in adjacent(schedule, timesteps):
-        x0, _ = denoise(x, t)
+        guess = denoise(x, t)
+        x0, _ = guess
         mean, posterior_variance = q_posterior(schedule, x0, x, t, s)  # μ̃_t with x̂_0 for x_0         DDPM Eq. (11)
         beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
         std = (posterior_variance if variance == "small" else beta).sqrt()
+        if variance == "learned":
+            std = learned_variance(guess, t, s).sqrt()
         # x_{t-1} = μ + σ_t z, and z = 0 in the last step: the picture itself carries no noise         DDPM Alg. 2
         x = mean + std * noise_like(x) if s > 0 else mean
         yield Step(s, x, x0)

@@ -71,6 +71,13 @@ def adjacent(schedule, timesteps=None):
     return list(pairwise(levels))
 
 
+def learned_variance(guess, t, s):
+    """The variance of the reverse step t -> s that came with a guess.  Raises ValueError where none did."""
+    if not hasattr(guess, "variance"):
+        raise ValueError("this network has learned no variance: train one with --diffusion.process learned_variance")
+    return guess.variance(t, s)
+
+
 def image_noise(seed, numbers):
     """A `noise_like` in which image i of the batch has its own generator, seeded by (seed, numbers[i]).
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from config import UserError, check, from_dict, to_dict
+from config import UserError, check, from_dict, out_channels, to_dict
 from models.unet import UNet
 
 VERSION = 1
@@ -143,6 +143,6 @@ def load_model(path, device="cpu", weights="ema"):
     key = "ema" if weights == "ema" else "model"
     if key not in state:
         raise UserError(f"{path}: made for sharing, it holds the averaged weights only; use --weights ema")
-    model = UNet(config.model, config.data.channels, config.data.size)
+    model = UNet(config.model, config.data.channels, config.data.size, out_channels(config))
     load_weights(model, state[key], path)
     return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), config, state

@@ -44,9 +44,10 @@ class UNet(nn.Module):
 
     config: the sizes (config.Model).  image_channels: C.  size: (H, W) that it is built for; it decides only at which
     levels attention sits.  Any other H, W that are multiples of config.size_multiple(...) run as well.
+    out_channels: of the output; None is C.
     """
 
-    def __init__(self, config=Model(), image_channels=3, size=(32, 32)):  # noqa: B008 - frozen, so safe to share
+    def __init__(self, config=Model(), image_channels=3, size=(32, 32), out_channels=None):  # noqa: B008 - it is frozen
         super().__init__()
         self.config = config
         channels = [config.channels * m for m in config.channel_mults]  # one entry a level
@@ -90,10 +91,10 @@ class UNet(nn.Module):
             self.up.append(Upsample(width) if level else nn.Identity())
 
         self.norm = group_norm(width)
-        self.head = zero_init(nn.Conv2d(width, image_channels * config.patch**2, 3, padding=1))
+        self.head = zero_init(nn.Conv2d(width, (out_channels or image_channels) * config.patch**2, 3, padding=1))
 
     def forward(self, x, t, y=None):
-        """x (B, C, H, W), t (B,) timesteps, y (B,) labels or None for the null class -> (B, C, H, W)."""
+        """x (B, C, H, W), t (B,) timesteps, y (B,) labels or None for the null class -> (B, out_channels, H, W)."""
         emb = self.time_embedding(t)  # (B, D)
         if self.label_embedding is not None:
             y = torch.full_like(t, self.null_class, dtype=torch.long) if y is None else y

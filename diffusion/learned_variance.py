@@ -1,0 +1,107 @@
+"""How much noise should a reverse step add?  Let the network say, pixel by pixel.
+
+DDPM's two choices, β̃ ("small") and β ("large"), are exact for data that is one point and for white noise; the truth
+lies in between.  Nichol & Dhariwal 2021 ("iDDPM") let the network output a second half: where between the two, on a
+logarithmic scale.  L_simple does not see variances, so a little of the bound is added to teach them.
+Read first: process.py, bound.py.  `ddpm` with variance="learned" then draws with it.
+
+The paper calls the second half v.  Here v is a prediction, so (v+1)/2 is `mix`: 0 is β̃, 1 is β.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from diffusion import bound
+from diffusion.process import GaussianDiffusion, column
+
+LAMBDA = 0.001  # weight of the bound
+
+
+class Guess(tuple):
+    """(x0_hat, eps_hat) as every sampler unpacks it, and with it the variance for those that ask.
+
+    mix: (B, C, H, W), share of β in the logarithm of the variance; not kept within 0..1, as in the paper.
+    A tuple, so that it goes unchanged through whatever is wrapped around a denoise.
+    """
+
+    def __new__(cls, x0, eps, mix, schedule):
+        guess = super().__new__(cls, (x0, eps))
+        guess.mix, guess.schedule = mix, schedule
+        return guess
+
+    def to(self, *args):
+        """As Tensor.to, of all three."""
+        return Guess(*(z.to(*args) for z in (*self, self.mix)), self.schedule)
+
+    def variance(self, t, s):
+        """Variance of the reverse step t -> s, like x; t, s: ints, or (B,)."""
+        ab = self.schedule.alpha_bar
+        beta = 1 - ab[t] / ab[s]  # of any two levels: iDDPM Eq. (19)
+        small = (1 - ab[s]) / (1 - ab[t]) * beta
+        # β̃_1 = 0 has no logarithm: β̃_2 stands in for it
+        small = torch.where(small > 0, small, (1 - ab[1]) / (1 - ab[2]) * (1 - ab[2] / ab[1]))
+        # Σ = exp(v log β + (1 - v) log β̃), the paper's v moved from -1..1 to 0..1                      iDDPM Eq. (15)
+        return (self.mix * column(beta.log(), self.mix) + (1 - self.mix) * column(small.log(), self.mix)).exp()
+
+
+def share(output):
+    """The network's second half, around 0, as a mix, around 1/2."""
+    return (output + 1) / 2
+
+
+class LearnedVariance(GaussianDiffusion):
+    """GaussianDiffusion for a network with 2C output channels: the prediction, and where the variance lies."""
+
+    def __init__(self, schedule, prediction="eps", min_snr_gamma=None):
+        if schedule.T < 2:
+            raise ValueError(f"a variance can be learned where there are at least 2 levels, not {schedule.T}")
+        super().__init__(schedule, prediction, min_snr_gamma)
+        self.there = schedule  # the tables, where the training is
+
+    def to(self, device):
+        """As in the base class."""
+        s = self.schedule
+        self.there = replace(s, betas=s.betas.to(device), alpha_bar=s.alpha_bar.to(device))
+        return super().to(device)
+
+    def loss(self, model, x_0, y=None, *, t=None, eps=None):
+        """L_hybrid of each image: (B,).  Arguments as in the base class."""
+        t = self.draw_t(len(x_0), x_0.device) if t is None else t
+        eps = torch.randn_like(x_0) if eps is None else eps
+        x_t = self.q_sample(x_0, t, eps)
+        prediction, output = model(x_t, t, y).chunk(2, dim=1)
+        simple = super().loss(lambda *_: prediction, x_0, y, t=t, eps=eps)
+        x0_hat, eps_hat = self.to_x0_eps(prediction.detach(), x_t, t)  # the bound teaches the variance alone
+        guess = Guess(x0_hat, eps_hat, share(output), self.there)
+        # L_hybrid = L_simple + λ L_vlb; L_vlb is a sum over T levels, of which this t is one            iDDPM Eq. (16)
+        return simple + LAMBDA * self.T * self.vlb_term(guess, x_0, x_t, t).to(simple.dtype)
+
+    def vlb_term(self, guess, x_0, x_t, t):
+        """The term of the bound that belongs to t, (B,), in bits per dimension: L_0 for t = 1, else L_{t-1}."""
+        guess, x_0, x_t = guess.to(torch.float64), x_0.double(), x_t.double()  # the decoder's tails need it
+        said = lambda *_: guess  # noqa: E731
+        # Both for every image: to pick those of t = 1 first, the host would have to wait for the device.
+        decoder = bound.decoder_term(self.there, said, x_0, x_t, "learned")
+        step = bound.step_term(self.there, said, x_0, x_t, t.clamp(min=2), "learned")
+        return bound.in_bits(torch.where(t == 1, decoder, step), x_0)
+
+    def denoiser(self, model, y=None, *, guidance=1.0, clip=True):
+        """As in the base class; what the denoise returns is a Guess."""
+        outputs = []
+
+        def first_half(x_t, t, y=None):
+            prediction, output = model(x_t, t, y).chunk(2, dim=1)
+            outputs.append(output)
+            return prediction
+
+        first_half.null_class = getattr(model, "null_class", None)
+        inner = super().denoiser(first_half, y, guidance=guidance, clip=clip)
+
+        def denoise(x_t, t):
+            outputs.clear()
+            x0, eps = inner(x_t, t)
+            # guidance moves the mean; the variance is the conditional one, which was asked for first
+            return Guess(x0, eps, share(outputs[0][: len(x_t)]), self.schedule)
+
+        return denoise
