@@ -1,20 +1,29 @@
-"""docs/presets.md: every number in its table recomputed, every test that it names found."""
+"""Every number in the table of docs/presets.md recomputed, every cell of the README's compared with its preset."""
 
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import ABOUT, PRESETS
+import generate
+import main
+from config import ABOUT, PRESETS, Config, override
 from models.unet import UNet
 from trainer import total_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs/presets.md").read_text()
 ROWS = re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \| [^|]+ \| ([\d.]+) \| ([^|]+) \| ([\d.]+) \|$", TEXT, re.M)
+
+CELLS = re.findall(
+    r"`[^`]+`|–", (ROOT / "README.md").read_text().split("\n| feature | `cifar10-cars`")[1].split("\n\n")[0]
+)
+PUBLISHED, CELLS = ("cifar10-cars", *(c.strip("`") for c in CELLS[:4])), CELLS[4:]
+FEATURES = [list(zip(PUBLISHED, CELLS[i : i + 5])) for i in range(0, len(CELLS), 5)]  # [[(preset, cell), ...], ...]
 
 
 def test_every_preset_is_described():
@@ -46,6 +55,35 @@ def test_the_numbers_of_the_table(row):
         assert (amount, size) == (t.steps, t.batch_size * t.accumulate)
         images = amount * size
     assert images * training / 90e12 / 3600 == pytest.approx(float(hours), abs=0.06)
+
+
+def test_the_table_of_features_is_whole():
+    assert set(PUBLISHED) == set(PRESETS) - {"textiles", "smoke"}
+    assert len(CELLS) % 5 == 0 and len(FEATURES) > 12
+
+
+@pytest.mark.parametrize(
+    "cells", FEATURES, ids=lambda cells: next(c for _, c in cells if c != "–").split()[0].strip("`")
+)
+def test_a_cell_of_the_table_of_features_is_what_the_preset_has_already(cells):
+    flags = set()
+    for name, cell in cells:
+        if cell.startswith("`--"):
+            args = main.parser().parse_args(["--preset", name, *shlex.split(cell.strip("`"))])
+            values = main.chosen(args)
+            assert bool(values) != (args.precision != "auto")  # the precision is no field: a run can change it
+            if not str(args.data).startswith("hf:"):
+                assert override(PRESETS[name], values) == PRESETS[name]
+            flags |= set(values)
+        elif cell != "–":
+            _, program, *argv = shlex.split(cell.strip("`"))
+            args = generate.parser().parse_args(argv)
+            assert (program, args.preset) == ("generate.py", name)
+            assert args.sampler == "ddpm" or (args.sampler, args.steps) == ("ddim", PRESETS[name].sample.steps)
+    off = {"train.accumulate", "train.warmup_steps", "train.lr_schedule", "train.ema_warmup"}
+    for name in (name for name, cell in cells if cell == "–"):  # what is not recorded is not switched on either
+        for section, key in (flag.split(".") for flag in flags & off):
+            assert getattr(getattr(PRESETS[name], section), key) == getattr(getattr(Config(), section), key)
 
 
 def test_every_test_that_the_documents_name_exists():
