@@ -5,6 +5,7 @@ The checkpoint holds the config, so no data and no flags of the architecture are
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ FRAMES = 40  # of --gif, at most
 MOST = 100_000  # pictures: their names have five digits
 WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
+GRID = 400  # pictures in grid.png, at most
+ENLARGED = 2**30  # bytes of a figure that --upscale enlarges, at most; writing it takes about three times that
 OPTIONS = {  # sampler -> {option: how its flag is declared}; the options `spacing` and `rho` choose levels
     "ddpm": {
         "variance": {
@@ -93,6 +96,16 @@ def count(denoise):
     return (lambda x, t: (calls.append(t), denoise(x, t))[1]), calls
 
 
+def check_upscale(k, size):
+    """Refuse, before the work, to enlarge a figure of `size` bytes k times each way if it would fill the memory."""
+    most = max(1, math.isqrt(ENLARGED // size))
+    if k > most:
+        raise UserError(
+            f"--upscale {k}: the largest figure would have {k * k * size / 2**30:.1f} GiB; "
+            f"use --upscale {most} at most, fewer pictures, or no --gif"
+        )
+
+
 def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
@@ -131,13 +144,17 @@ def generate(args, path, group):
         except ValueError as error:
             raise UserError(f"--eta {options['eta']:g}: {error}") from None
 
+    frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
+    columns = pictures.evenly(1, steps, STAGES) if args.strip else []
+    shown = min(args.n, args.batch_size, SHOWN)
+    at_once = max(min(args.n, GRID), shown * len(frames), min(shown, 4) * 2 * len(columns))  # a GIF is made whole
+    check_upscale(args.upscale, at_once * config.data.channels * math.prod(config.data.size))
+
     out = Path(args.out or Path("out") / args.sampler)
     if group.main:
         prepare(out)
         print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
         print(f"{args.sampler}, {steps} steps, {group.device}, {args.precision}")
-    frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
-    columns = pictures.evenly(1, steps, STAGES) if args.strip else []
 
     def walk(numbers):
         """(x_T, the walk from it, the list of its network evaluations) of the pictures with these numbers."""
@@ -229,9 +246,9 @@ def write(out, images, frames, columns, k, settings):
     clear(out)
     # The settings first: if this is interrupted, the next call still knows what to clear.
     put("settings.json", lambda temp, text: temp.write_text(text), json.dumps(settings, indent=2) + "\n")
-    for i, image in enumerate(pictures.upscale(images, k)):
-        put(f"{i:05d}.png", pictures.save_png, image)
-    put("grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:400], k)))
+    for i, image in enumerate(images):
+        put(f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k))
+    put("grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:GRID], k)))
     if frames:
         put("denoising.gif", pictures.save_gif, [pictures.grid(pictures.upscale(x, k)) for x, _ in frames])
     if columns:

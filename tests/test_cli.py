@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import generate
 from config import PRESETS, UserError, check, field_types, override, parse_value
 from diffusion.samplers import SAMPLERS
 from models import checkpoint
@@ -355,6 +356,22 @@ def test_upscale_enlarges_without_inventing(program, run_folder):
         assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--upscale", k)[0] == 0
         shots.append(pixels("out/ddim/00000.png"))
     assert np.array_equal(shots[0].repeat(3, 0).repeat(3, 1), shots[1])
+
+
+def test_an_upscale_that_would_fill_the_memory_is_refused_before_the_work(program, run_folder, monkeypatch):
+    command = ("generate", "ddim", "--ckpt", run_folder, "--steps", 40, "--upscale", 64)
+    code, _, err = program(*command, "--gif")
+    assert code == 2 and not Path("out").exists()
+    # 16 pictures of 16 x 16 x 3 bytes in 40 frames: 491,520 k² bytes
+    assert err.count("\n") == 1 and "--upscale 64: the largest figure would have 1.9 GiB; use --upscale 46 at" in err
+    assert program(*command, "-n", 1)[0] == 0
+    assert pixels("out/ddim/grid.png").shape[0] == 1024 + 2 * 2
+    monkeypatch.setattr(generate, "ENLARGED", 4 * 8 * 2 * 768 * 3**2)  # a strip of four pictures, eight stages, twice
+    few = ("generate", "ddim", "--ckpt", run_folder, "-n", 5, "--steps", 9, "--strip", "--upscale")
+    assert program(*few, 3)[0] == 0
+    assert program(*few, 4)[0] == 2
+    monkeypatch.setattr(generate, "ENLARGED", 1)
+    assert program(*few, 1)[0] == 0  # what is not enlarged is never refused
 
 
 def test_gif_and_strip(program, run_folder):
