@@ -22,13 +22,13 @@ from trainer import Trainer, locked, lr_at, total_steps
 SMOKE = ("--preset", "smoke")
 
 
-def small(folder="run", **values):
+def small(folder="run", precision="auto", **values):
     """A Trainer on a few textiles."""
     values = {"train.steps": 4, "train.eval_every": 2, **values}
     config = override(PRESETS["smoke"], values)
     images = sources.load("textiles", size=config.data.size, channels=3, count=config.data.count)
     train, val = sources.split(images, config.data.val_fraction, 0)
-    t = Trainer(config, images, train, val, folder, start("cpu"))
+    t = Trainer(config, images, train, val, folder, start("cpu"), precision)
     t.open_folder()
     return t
 
@@ -103,6 +103,19 @@ def test_a_step_is_alg_1_with_adam_clipping_and_ema():
         torch.testing.assert_close(shadow, 0.1 * before[name] + 0.9 * p.detach(), rtol=1e-4, atol=1e-6)
     assert t.sums[0].item() == pytest.approx(loss.item(), rel=1e-5)
     assert t.sums[1].item() == pytest.approx(norm, rel=1e-4)
+
+
+def test_in_fp16_the_gradients_are_clipped_after_the_scale_of_the_loss_is_taken_off():
+    """The norm is that of fp32, and what reaches Adam, whose first moment is 0.1 g, has the norm asked for."""
+    options = {"train.clip_norm": 0.01}
+    plain, half = small(**options), small("half", "fp16", **options)
+    scale = half.scaler.get_scale()
+    for t in (plain, half):
+        t.train_step()
+    assert scale > 1000 and half.skipped == 0
+    assert half.sums[1].item() == pytest.approx(plain.sums[1].item(), rel=0.02)
+    moments = [half.optimizer.state[p]["exp_avg"] for p in half.model.parameters()]
+    assert math.sqrt(sum(m.square().sum().item() for m in moments)) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
 def test_accumulating_equals_one_batch_of_the_same_images():
