@@ -62,7 +62,7 @@ def parser():
             s.add_argument("--features", choices=features.NAMES, default=usual, help=f"compared (default {usual})")
             s.add_argument("--weights-file", metavar="PATH", help="Inception's weights, instead of downloading them")
         if name == "bpd":
-            s.add_argument("--variance", default="small", choices=generate.OPTIONS["ddpm"]["variance"]["choices"])
+            s.add_argument("--variance", **generate.OPTIONS["ddpm"]["variance"])
             s.add_argument(
                 "--levels", type=cli.whole(1), default=100, metavar="K", help="levels measured (default 100)"
             )

@@ -267,11 +267,17 @@ def test_a_run_trains_resumes_bit_for_bit_and_samples(program, tmp_path):
     assert program("explore", "loss", "--images", 2, "--ckpt", "ckpt/whole/best.pth")[0] == 0
 
 
-def test_the_first_loss_is_that_of_a_silent_network(program, tmp_path):
-    """The head starts at 0, so F = 0, and the target has a variance near 1 where the data's is near σ_data²."""
-    assert program("main", *RUN, "--train.steps", 1, "--train.eval_every", 1, "--train.lr", 1e-12)[0] == 0
-    row = checkpoint.load(tmp_path / "ckpt/smoke/last.pth")[1]["rows"][0]
-    assert 0.5 < row["val_loss"] < 2
+def test_the_trainer_teaches_real_levels_and_validates_on_whole_ones(program, monkeypatch):
+    taught, validated, real = [], [], EDM.target
+
+    def target(self, x_0, eps, t):
+        (taught if torch.is_grad_enabled() else validated).extend(t.tolist())
+        return real(self, x_0, eps, t)
+
+    monkeypatch.setattr(EDM, "target", target)
+    assert program("main", *RUN)[0] == 0
+    assert len(taught) == 32 and all(u != round(u) and 1 <= u <= 50 for u in taught)
+    assert len(validated) == 16 and all(u == round(u) for u in validated)
 
 
 def test_edm_replaces_what_a_preset_says_and_refuses_what_the_user_says(program):

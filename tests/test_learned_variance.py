@@ -228,18 +228,24 @@ def test_every_other_sampler_takes_the_pair_and_ignores_the_variance(name):
 
 @pytest.mark.parametrize("null_class", [None, 5])
 def test_guidance_moves_the_mean_and_takes_the_variance_of_the_label(null_class):
+    sizes = []
+
     class Network:
         def __call__(self, x, t, y):
+            sizes.append(len(x))
             label = (torch.full((len(x),), 5) if y is None else y).view(-1, 1, 1, 1).to(x)
-            return torch.cat([x * label, 0 * x + label], dim=1)
+            return torch.cat([x * label, x + label], dim=1)
 
     network, x_t, y = Network(), normal(2, 1, 3, 3), torch.tensor([1, 2])
     if null_class is not None:
         network.null_class = null_class
-    guess = LearnedVariance(SCHEDULE, "x0").denoiser(network, y, guidance=3.0, clip=False)(x_t, 9)
+    denoise = LearnedVariance(SCHEDULE, "x0").denoiser(network, y, guidance=3.0, clip=False)
     label = y.view(-1, 1, 1, 1).double()
-    assert_close(guess[0], x_t * (5 + 3 * (label - 5)))
-    assert_close(guess.mix, (label + 1).expand_as(x_t) / 2)
+    for x in (x_t + 1, x_t):  # the second call knows nothing of the first
+        guess = denoise(x, 9)
+        assert_close(guess[0], x * (5 + 3 * (label - 5)))
+        assert_close(guess.mix, (x + label + 1) / 2)
+    assert sizes == ([2] * 4 if null_class is None else [4] * 2)
 
 
 def test_a_network_without_a_variance_is_refused_in_one_line():
