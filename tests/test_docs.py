@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from oracles import gaussian, normal
 from PIL import Image
 from test_explore import TINY
 from torch.testing import assert_close
@@ -76,21 +76,6 @@ def shown():
     finally:
         SAMPLERS.clear()
         SAMPLERS.update(known)
-
-
-def normal(*shape):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def gaussian(schedule, mean=0.3, std=0.5):
-    """The perfect Denoise when each pixel is N(mean, std²)."""
-
-    def denoise(x_t, t):
-        ab = schedule.alpha_bar[t]
-        x0 = mean + ab.sqrt() * std**2 / (ab * std**2 + 1 - ab) * (x_t - ab.sqrt() * mean)
-        return x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
-
-    return denoise
 
 
 def test_the_sampler_shown_is_ddim_and_has_fifteen_lines(shown):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles import seeded
 from PIL import Image
 from torch.testing import assert_close
 
@@ -21,11 +22,6 @@ from diffusion.schedule import linear
 SCHEDULE = linear(50, 1e-3, 0.25)
 RHO = 0.8
 PAIR = torch.tensor([[1.0, RHO], [RHO, 1.0]], dtype=torch.float64)
-
-
-def noise_like(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
 
 def gaussian(schedule, covariance):
@@ -66,7 +62,7 @@ def test_inpainting_keeps_the_known_pixels_bit_for_bit():
 
 def repainted(**options):
     """Mean and variance of an unknown pixel whose known neighbour is 1.5, over many pictures."""
-    noise = noise_like()
+    noise = seeded()
     picture = torch.full((6000, 1, 1, 2), 1.5, dtype=torch.float64)
     known = torch.tensor([[True, False]])
     denoise = gaussian(SCHEDULE, PAIR)
@@ -143,7 +139,7 @@ def test_refined_inversion_is_undone_exactly():
 
 def from_level(level, x_0, clip=False):
     diffusion = GaussianDiffusion(SCHEDULE)
-    noise = noise_like()
+    noise = seeded()
     x = diffusion.q_sample(x_0, torch.full((len(x_0),), level), noise(x_0))
     denoise = gaussian(SCHEDULE, 0.25 * torch.eye(4, dtype=torch.float64))
     *_, last = ddpm(denoise, SCHEDULE, x, timesteps=spaced(level, level), noise_like=noise)

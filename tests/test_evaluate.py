@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles import gaussian, normal, seeded
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
@@ -26,10 +27,6 @@ from evaluation.kernel import kernel_distance, mmd2
 from evaluation.nearest import nearest, verdict
 
 MU, STD = 0.1, 0.35
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 # ---------------------------------------------------------------- Frechet distance
@@ -131,27 +128,11 @@ def test_compare_takes_uint8_pictures_and_gives_numbers():
 # ---------------------------------------------------------------- the bound
 
 
-def gaussian(schedule):
-    """The perfect Denoise when each pixel is N(MU, STD²)."""
-
-    def denoise(x_t, t):
-        ab = schedule.alpha_bar[t]
-        x0 = MU + ab.sqrt() * STD**2 / (ab * STD**2 + 1 - ab) * (x_t - ab.sqrt() * MU)
-        return x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
-
-    return denoise
-
-
 def levels_of_a_gaussian():
     """The probabilities (256,) of N(MU, STD²) rounded to the grey levels k / 127.5 - 1, the ends open."""
     inner = torch.arange(255, dtype=torch.float64) / 127.5 - 1 + 1 / 255
     edges = torch.special.ndtr((inner - MU) / STD)
     return torch.diff(edges, prepend=torch.zeros(1).double(), append=torch.ones(1).double())
-
-
-def noise_like(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
 
 def test_kl_is_that_of_two_gaussians():
@@ -169,19 +150,19 @@ def test_prior_term_is_the_kl_to_pure_noise():
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_step_term_is_the_kl_of_posterior_and_reverse_step(variance):
     schedule, x_0, x_t, t = linear(30, 0.01, 0.4), normal(2, 1, 3, 3), normal(2, 1, 3, 3, seed=1), 9
-    guess = gaussian(schedule)(x_t, t)[0]
+    guess = gaussian(schedule, MU, STD)(x_t, t)[0]
     mean, posterior = q_posterior(schedule, x_0, x_t, t, t - 1)
     model, _ = q_posterior(schedule, guess, x_t, t, t - 1)
     wide = posterior if variance == "small" else schedule.betas[t]
     expected = kl_divergence(Normal(mean, posterior.sqrt()), Normal(model, wide.sqrt())).flatten(1).sum(1)
-    assert_close(bound.step_term(schedule, gaussian(schedule), x_0, x_t, t, variance), expected)
+    assert_close(bound.step_term(schedule, gaussian(schedule, MU, STD), x_0, x_t, t, variance), expected)
 
 
 def test_decoder_is_a_distribution_over_the_256_grey_levels():
     schedule = linear(30, 1e-4, 0.5)
     x_0 = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1, 1, 1)
     for x_1 in (-1.2, 0.013, 0.9):
-        nats = bound.decoder_term(schedule, gaussian(schedule), x_0, torch.full_like(x_0, x_1))
+        nats = bound.decoder_term(schedule, gaussian(schedule, MU, STD), x_0, torch.full_like(x_0, x_1))
         assert torch.isfinite(nats).all()  # far out too, where the probability underflows
         assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-12)
 
@@ -198,7 +179,7 @@ def test_the_bound_approaches_the_entropy_of_quantised_gaussian_data_from_above(
     gaps = []
     for T in (25, 100, 400):
         schedule = from_betas(torch.full((T,), 1 - math.exp(-10 / T), dtype=torch.float64))
-        terms = bound.bound(gaussian(schedule), schedule, x_0, noise_like(), lambda a, b: a, T, "large")
+        terms = bound.bound(gaussian(schedule, MU, STD), schedule, x_0, seeded(), lambda a, b: a, T, "large")
         gaps.append(bound.in_bits(sum(nats for *_, nats in terms), x_0).mean().item() - own)
     assert 0 < gaps[2] < gaps[1] / 2.5 < gaps[0] / 5
     assert gaps[2] < 0.06
@@ -217,7 +198,7 @@ def test_few_levels_give_the_whole_bound_on_average():
 
     def total(levels):
         draw = lambda a, b: int(rng.integers(a, b + 1))  # noqa: E731
-        terms = bound.bound(gaussian(schedule), schedule, x_0, noise_like(levels), draw, levels)
+        terms = bound.bound(gaussian(schedule, MU, STD), schedule, x_0, seeded(levels), draw, levels)
         return sum(nats.mean().item() for *_, nats in terms)
 
     values = [total(6) for _ in range(60)]
@@ -238,8 +219,8 @@ def test_the_likelihood_of_gaussian_data_in_bits_is_its_cross_entropy_at_level_1
     """Level 1 is far from the data here: asked of the picture as it is, not of one that is scaled or noised to it."""
     schedule = from_betas(torch.full((400,), 0.03, dtype=torch.float64))
     x_0 = ((normal(4, 1, 100, 100) * STD + MU) * 127.5).round() / 127.5  # rounded as grey levels are, without ends
-    bits = sde.bits_per_dim(gaussian(schedule), schedule, x_0, noise_like(), tol=1e-5)
-    noise = noise_like()
+    bits = sde.bits_per_dim(gaussian(schedule, MU, STD), schedule, x_0, seeded(), tol=1e-5)
+    noise = seeded()
     x = x_0 + (torch.special.ndtr(noise(x_0)) - 0.5) / 127.5
     assert_close(bits, bits_at_level_1(schedule, x).flatten(1).mean(1), rtol=0, atol=1e-3)
     ab = schedule.alpha_bar[1].item()
@@ -253,7 +234,9 @@ def test_the_likelihood_is_the_entropy_of_rounded_data_where_the_density_is_smoo
     schedule = linear()
     k = ((normal(4, 1, 100, 100) * STD + MU) * 127.5).round() / 127.5
     own = -torch.log2(torch.special.ndtr((k + 1 / 255 - MU) / STD) - torch.special.ndtr((k - 1 / 255 - MU) / STD))
-    gap = (sde.bits_per_dim(gaussian(schedule), schedule, k, noise_like(), tol=1e-5) - own.flatten(1).mean(1)).mean()
+    gap = (
+        sde.bits_per_dim(gaussian(schedule, MU, STD), schedule, k, seeded(), tol=1e-5) - own.flatten(1).mean(1)
+    ).mean()
     assert abs(gap.item()) < 2e-3
 
 
@@ -343,7 +326,7 @@ def test_bpd_adds_up_by_term_and_by_t(program, run_folder):
 def test_loglik_of_a_perfect_network_is_the_closed_form_image_by_image(program, run_folder, monkeypatch):
     def perfect(self, model, y, clip):
         assert not clip
-        return gaussian(self.schedule)
+        return gaussian(self.schedule, MU, STD)
 
     schedule, draws = linear(), []  # finer than the run's own
     monkeypatch.setattr(GaussianDiffusion, "denoiser", perfect)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from oracles import normal
 from PIL import Image, ImageSequence
 from torch.testing import assert_close
 
@@ -32,10 +33,6 @@ TINY = {  # options that make a lesson quick
     "attention": ["--places", "2", "--steps", "2"],
     "memorise": ["-n", "2", "--neighbours", "2", "--steps", "2"],
 }
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

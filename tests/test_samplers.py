@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from oracles import MU, STD, gaussian, last, normal, oracle, seeded
 from torch.testing import assert_close
 
 from diffusion.process import PREDICTIONS, GaussianDiffusion, q_posterior
@@ -28,41 +29,6 @@ from diffusion.samplers import (
 from diffusion.schedule import cosine, linear, zero_terminal
 
 SCHEDULE = linear(40, 1e-3, 0.3)
-MU, STD = 0.3, 0.5
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
-
-
-def last(steps):
-    return list(steps)[-1]
-
-
-def oracle(diffusion, x_0):
-    """The perfect network when the data is the single image x_0."""
-
-    def model(x_t, t, y):
-        ab = diffusion.schedule.alpha_bar[t].view(-1, 1, 1, 1)
-        return diffusion.target(x_0, (x_t - ab.sqrt() * x_0) / (1 - ab).sqrt(), t)
-
-    return model
-
-
-def gaussian(schedule):
-    """The perfect Denoise when each pixel is N(MU, STD^2): the posterior mean E[x_0 | x_t]."""
-
-    def denoise(x_t, t):
-        ab = schedule.alpha_bar[t]
-        x0 = MU + ab.sqrt() * STD**2 / (ab * STD**2 + 1 - ab) * (x_t - ab.sqrt() * MU)
-        return x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
-
-    return denoise
 
 
 # ---------------------------------------------------------------- levels
@@ -93,7 +59,7 @@ def test_adjacent_pairs_end_at_the_data():
 @pytest.mark.parametrize("sampler", SAMPLERS.values())
 def test_bad_timesteps_are_refused(sampler, timesteps):
     with pytest.raises(ValueError, match="fall strictly"):
-        list(sampler(gaussian(SCHEDULE), SCHEDULE, noise(1, 1, 1, 1), timesteps=timesteps))
+        list(sampler(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 1, 1), timesteps=timesteps))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -102,7 +68,7 @@ def test_one_step_a_level_and_the_stated_number_of_network_evaluations(name, n):
     calls = []
     perfect = gaussian(SCHEDULE)
     levels = spaced(40, n)
-    walk = SAMPLERS[name](lambda x, t: calls.append(t) or perfect(x, t), SCHEDULE, noise(1, 1, 2, 2), timesteps=levels)
+    walk = SAMPLERS[name](lambda x, t: calls.append(t) or perfect(x, t), SCHEDULE, normal(1, 1, 2, 2), timesteps=levels)
     assert [s.t for s in walk] == [*levels[1:], 0]
     twice = [levels[0], *[t for t in levels[1:] for _ in (1, 2)]]  # the end of one step and the start of the next
     if name != "ode":  # it takes as many as it needs
@@ -131,9 +97,9 @@ def test_one_step_a_level_and_the_stated_number_of_network_evaluations(name, n):
 )
 def test_a_point_mass_comes_back_exactly(sampler, options, n, schedule, prediction):
     diffusion = GaussianDiffusion(schedule, prediction)
-    x_0 = noise(1, 3, 4, 5, seed=3).clamp(-1, 1)
+    x_0 = normal(1, 3, 4, 5, seed=3).clamp(-1, 1)
     denoise = diffusion.denoiser(oracle(diffusion, x_0))
-    out = last(sampler(denoise, schedule, noise(2, 3, 4, 5), timesteps=spaced(40, n), noise_like=seeded(), **options))
+    out = last(sampler(denoise, schedule, normal(2, 3, 4, 5), timesteps=spaced(40, n), noise_like=seeded(), **options))
     assert out.t == 0
     assert_close(out.x, x_0.expand(2, -1, -1, -1), rtol=0, atol=1e-9)
 
@@ -145,7 +111,7 @@ def test_with_noise_the_walk_stays_on_the_levels_of_the_point_mass(sampler):
     denoise = diffusion.denoiser(oracle(diffusion, x_0))
     options = {"eta": 1.0} if sampler is ddim else {}
     for step in sampler(
-        denoise, SCHEDULE, noise(40_000, 1, 1, 1), timesteps=[40, 20, 5], noise_like=seeded(), **options
+        denoise, SCHEDULE, normal(40_000, 1, 1, 1), timesteps=[40, 20, 5], noise_like=seeded(), **options
     ):
         ab = SCHEDULE.alpha_bar[step.t].item()
         assert step.x.mean().item() == pytest.approx(math.sqrt(ab) * 0.5, abs=0.02)
@@ -226,7 +192,7 @@ def test_ddim_error_halves_when_the_steps_double():
     """Order 1: against the exact probability-flow map of Gaussian data, x -> MU + STD (x - m_T) / s_T."""
     schedule = linear()
     ab = schedule.alpha_bar[1000]
-    x = noise(1, 1, 8, 8)
+    x = normal(1, 1, 8, 8)
     exact = MU + STD * (x - ab.sqrt() * MU) / (ab * STD**2 + 1 - ab).sqrt()
     errors = [
         (last(ddim(gaussian(schedule), schedule, x, timesteps=spaced(1000, n))).x - exact).abs().max().item()
@@ -244,7 +210,7 @@ def test_ddim_with_eta_one_is_ddpm(levels):
     """Image for image with the same noise, over all steps and over any subset, through clipping."""
     diffusion = GaussianDiffusion(SCHEDULE)
     denoise = diffusion.denoiser(lambda x, t, y: torch.tanh(x) * 0.9)
-    x_T = noise(2, 3, 4, 4)
+    x_T = normal(2, 3, 4, 4)
     a = list(ddpm(denoise, SCHEDULE, x_T, timesteps=levels, noise_like=seeded()))
     b = list(ddim(denoise, SCHEDULE, x_T, timesteps=levels, eta=1.0, noise_like=seeded()))
     assert a[0].x0.abs().max() == 1  # the clip was active
@@ -254,7 +220,7 @@ def test_ddim_with_eta_one_is_ddpm(levels):
 
 
 def test_eps_x0_and_v_are_one_trajectory():
-    x_0, x_T = noise(1, 3, 4, 4, seed=5) * 0.4, noise(2, 3, 4, 4)
+    x_0, x_T = normal(1, 3, 4, 4, seed=5) * 0.4, normal(2, 3, 4, 4)
     for sampler in SAMPLERS.values():
         ends = []
         for prediction in PREDICTIONS:
@@ -274,7 +240,9 @@ def test_ddim_without_eta_draws_no_noise():
     def forbidden(x):
         raise AssertionError("noise was drawn")
 
-    a, b = (last(ddim(gaussian(SCHEDULE), SCHEDULE, noise(1, 1, 2, 2), noise_like=f)).x for f in (forbidden, forbidden))
+    a, b = (
+        last(ddim(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 2, 2), noise_like=f)).x for f in (forbidden, forbidden)
+    )
     assert torch.equal(a, b)
 
 
@@ -282,7 +250,7 @@ def test_ddim_without_eta_draws_no_noise():
 def test_ddpm_draws_noise_in_every_step_but_the_last(options):
     draws = []
     steps = list(
-        ddpm(gaussian(SCHEDULE), SCHEDULE, noise(1, 1, 2, 2), noise_like=lambda x: draws.append(1) or x, **options)
+        ddpm(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 2, 2), noise_like=lambda x: draws.append(1) or x, **options)
     )
     assert len(draws) == len(steps) - 1
     mean, _ = q_posterior(SCHEDULE, steps[-1].x0, steps[-2].x, 1, 0)
@@ -296,12 +264,12 @@ def test_the_largest_eta_is_accepted_and_a_larger_one_refused():
     check_eta(SCHEDULE, pairs, limit * 0.9999)
     for eta in (limit * 1.001, -0.1, math.nan):
         with pytest.raises(ValueError, match="eta must be from 0 to"):
-            list(ddim(gaussian(SCHEDULE), SCHEDULE, noise(1, 1, 1, 1), timesteps=[40, 20, 5], eta=eta))
+            list(ddim(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 1, 1), timesteps=[40, 20, 5], eta=eta))
 
 
 def test_an_unknown_variance_is_refused():
     with pytest.raises(ValueError, match="'small' or 'large'"):
-        list(ddpm(gaussian(SCHEDULE), SCHEDULE, noise(1, 1, 1, 1), variance="medium"))
+        list(ddpm(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 1, 1), variance="medium"))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values())
@@ -312,7 +280,7 @@ def test_samplers_build_no_graph_and_leave_the_callers_grad_mode_alone(sampler):
         assert not torch.is_grad_enabled()
         return x * weight, x * weight
 
-    for step in sampler(denoise, SCHEDULE, noise(1, 1, 2, 2)):
+    for step in sampler(denoise, SCHEDULE, normal(1, 1, 2, 2)):
         assert torch.is_grad_enabled()
         assert not step.x.requires_grad
     assert torch.is_grad_enabled()
@@ -341,7 +309,7 @@ def test_image_noise_is_standard_normal():
 @pytest.mark.parametrize("sampler", SAMPLERS.values())
 def test_a_point_mass_comes_back_from_zero_terminal_snr(sampler, prediction):
     schedule = zero_terminal(cosine(40))
-    diffusion, x_0 = GaussianDiffusion(schedule, prediction), noise(1, 3, 4, 5, seed=3).clamp(-1, 1)
+    diffusion, x_0 = GaussianDiffusion(schedule, prediction), normal(1, 3, 4, 5, seed=3).clamp(-1, 1)
     denoise = diffusion.denoiser(oracle(diffusion, x_0))
-    out = last(sampler(denoise, schedule, noise(2, 3, 4, 5), timesteps=spaced(40, 8), noise_like=seeded()))
+    out = last(sampler(denoise, schedule, normal(2, 3, 4, 5), timesteps=spaced(40, 8), noise_like=seeded()))
     assert_close(out.x, x_0.expand(2, -1, -1, -1), rtol=0, atol=1e-8)

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracles import gaussian, last, normal, oracle, seeded
 from torch.testing import assert_close
 
 from benchmarks.convergence import FINE, MEANS, START, STDS, WEIGHTS, measure, mixture, transport
@@ -22,29 +23,11 @@ from diffusion.sde import integrate, log_likelihood, score, velocity
 SCHEDULES = {"linear": linear(), "cosine": cosine(), "fine": FINE}
 
 
-def noise(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
-
-
-def last(steps):
-    return list(steps)[-1]
-
-
 def no_signal_left():
     """A schedule that ends in pure noise, alpha_bar_T = 0."""
     ab = linear(40, 1e-3, 0.3).alpha_bar.clone()
     ab[-1] = 0
     return Schedule(torch.cat([torch.zeros(1, dtype=torch.float64), 1 - ab[1:] / ab[:-1]]), ab)
-
-
-def gaussian(schedule, mean=0.3, std=0.5):
-    one = torch.ones(1, dtype=torch.float64)
-    return mixture(schedule, one, mean * one, std * one)
 
 
 def errors(sampler, levels, counts, schedule=FINE):
@@ -166,7 +149,7 @@ def test_an_ode_that_explodes_ends():
 
 
 def test_one_step_of_dpmpp_is_ddim_and_the_second_is_not():
-    x, levels = noise(2, 1, 3, 3), [1000, 600, 300, 50]
+    x, levels = normal(2, 1, 3, 3), [1000, 600, 300, 50]
     one, two = (list(s(mixture(linear()), linear(), x, timesteps=levels)) for s in (dpmpp, ddim))
     assert_close(one[0].x, two[0].x)
     assert (one[1].x - two[1].x).abs().max() > 1e-3
@@ -175,19 +158,19 @@ def test_one_step_of_dpmpp_is_ddim_and_the_second_is_not():
 @pytest.mark.parametrize("sampler", [dpmpp, heun])
 def test_a_guess_that_never_changes_makes_every_order_the_same(sampler):
     """If x0_hat is constant, DDIM is exact, so nothing is left for a higher order to add."""
-    schedule, guess = SCHEDULES["cosine"], noise(1, 1, 2, 2, seed=4)
+    schedule, guess = SCHEDULES["cosine"], normal(1, 1, 2, 2, seed=4)
 
     def denoise(x, t):
         ab = schedule.alpha_bar[t]
         return guess, (x - ab.sqrt() * guess) / (1 - ab).sqrt()
 
-    levels, x = spaced(1000, 9), noise(1, 1, 2, 2)
+    levels, x = spaced(1000, 9), normal(1, 1, 2, 2)
     for a, b in zip(*(s(denoise, schedule, x, timesteps=levels) for s in (sampler, ddim))):
         assert_close(a.x, b.x, rtol=0, atol=1e-9)
 
 
 def test_pc_without_corrector_is_ddpm_with_the_large_variance():
-    x, levels = noise(2, 1, 3, 3), [1000, 600, 300, 50]
+    x, levels = normal(2, 1, 3, 3), [1000, 600, 300, 50]
     options = {"timesteps": levels}
     a = list(pc(mixture(linear()), linear(), x, corrector_steps=0, noise_like=seeded(), **options))
     b = list(ddpm(mixture(linear()), linear(), x, variance="large", noise_like=seeded(), **options))
@@ -198,16 +181,11 @@ def test_pc_without_corrector_is_ddpm_with_the_large_variance():
 @pytest.mark.parametrize("name", ["dpmpp", "heun", "pc", "ode"])
 @pytest.mark.parametrize("n", [1, 2, 5, 40])
 def test_a_point_mass_comes_back_from_a_schedule_that_ends_in_pure_noise(name, n):
-    schedule, x_0 = no_signal_left(), noise(1, 3, 4, 4, seed=3).clamp(-1, 1)
+    schedule, x_0 = no_signal_left(), normal(1, 3, 4, 4, seed=3).clamp(-1, 1)
     diffusion = GaussianDiffusion(schedule, "v")
-
-    def oracle(x_t, t, y):
-        ab = schedule.alpha_bar[t].view(-1, 1, 1, 1)
-        return diffusion.target(x_0, (x_t - ab.sqrt() * x_0) / (1 - ab).sqrt(), t)
-
     levels = spaced_logsnr(schedule, n)
     walk = SAMPLERS[name](
-        diffusion.denoiser(oracle), schedule, noise(2, 3, 4, 4), timesteps=levels, noise_like=seeded()
+        diffusion.denoiser(oracle(diffusion, x_0)), schedule, normal(2, 3, 4, 4), timesteps=levels, noise_like=seeded()
     )
     assert_close(last(walk).x, x_0.expand(2, -1, -1, -1), rtol=0, atol=1e-9)
 
@@ -240,7 +218,7 @@ def test_langevin_at_rest_is_the_level_a_little_too_wide():
     """From far too wide a start, on one level of Gaussian data: variance (1 + alpha r²) times that of the level."""
     schedule, t, r, draw = linear(), 400, 0.3, seeded()
     ab = schedule.alpha_bar[t]
-    x = 3 * noise(8, 1, 64, 64)
+    x = 3 * normal(8, 1, 64, 64)
     for _ in range(120):
         x = langevin(gaussian(schedule), schedule, x, t, r, draw(x))
     variance = (ab * 0.25 + 1 - ab) * (1 + (1 - schedule.betas[t]) * r**2)
@@ -249,8 +227,8 @@ def test_langevin_at_rest_is_the_level_a_little_too_wide():
 
 
 def test_the_step_of_langevin_is_as_long_as_the_paper_says():
-    schedule, t, z = linear(), 400, noise(2, 1, 8, 8, seed=5)
-    x = noise(2, 1, 8, 8) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
+    schedule, t, z = linear(), 400, normal(2, 1, 8, 8, seed=5)
+    x = normal(2, 1, 8, 8) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
     g = score(schedule, gaussian(schedule)(x, t)[1], t)
     for i in range(2):  # each image by its own norms
         step = 2 * (1 - schedule.betas[t]) * (0.16 * z[i].norm() / g[i].norm()) ** 2
@@ -262,7 +240,7 @@ def test_the_step_of_langevin_is_as_long_as_the_paper_says():
 def test_pc_has_the_marginals_of_gaussian_data(schedule):
     schedule = SCHEDULES[schedule]
     levels = spaced(1000, 100)
-    for step in pc(gaussian(schedule), schedule, noise(4, 1, 64, 64), timesteps=levels, noise_like=seeded()):
+    for step in pc(gaussian(schedule), schedule, normal(4, 1, 64, 64), timesteps=levels, noise_like=seeded()):
         ab = schedule.alpha_bar[step.t].item()
         assert step.x.mean().item() == pytest.approx(math.sqrt(ab) * 0.3, abs=0.02)
         assert step.x.std().item() == pytest.approx(math.sqrt(ab * 0.25 + 1 - ab), rel=0.03)
@@ -272,7 +250,7 @@ def test_the_corrector_repairs_what_the_predictor_got_wrong():
     """Five steps with the large variance end too wide; sixty Langevin steps on each level bring them back."""
     wrong = []
     for k in (0, 60):
-        x = noise(4, 1, 64, 64)
+        x = normal(4, 1, 64, 64)
         walk = pc(gaussian(linear()), linear(), x, timesteps=spaced(1000, 5), corrector_steps=k, noise_like=seeded())
         *_, step, _ = walk
         ab = linear().alpha_bar[step.t].item()
@@ -327,7 +305,7 @@ def test_the_likelihood_of_the_mixture_is_exact():
 
 def test_hutchinsons_estimate_is_exact_for_signs_when_pixels_are_independent():
     """The Jacobian is then diagonal, and z_i² = 1 leaves no error; that is also why the estimate is unbiased."""
-    x = 0.5 * noise(3, 1, 4, 4)
+    x = 0.5 * normal(3, 1, 4, 4)
     exact = log_likelihood(mixture(linear()), linear(), x)
-    assert_close(log_likelihood(mixture(linear()), linear(), x, probe=noise(3, 1, 4, 4).sign()), exact)
+    assert_close(log_likelihood(mixture(linear()), linear(), x, probe=normal(3, 1, 4, 4).sign()), exact)
     assert not torch.is_grad_enabled() or not exact.requires_grad
