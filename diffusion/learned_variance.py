@@ -5,7 +5,7 @@ lies in between.  Nichol & Dhariwal 2021 ("iDDPM") let the network output a seco
 logarithmic scale.  L_simple does not see variances, so a little of the bound is added to teach them.
 Read first: process.py, bound.py.  `ddpm` with variance="learned" then draws with it.
 
-The paper calls the second half v.  Here v is a prediction, so (v+1)/2 is `mix`: 0 is β̃, 1 is β.
+The paper calls that place v.  Here v is a prediction, so it is called `mix`: 0 is β̃, 1 is β.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ import torch
 from diffusion import bound
 from diffusion.process import GaussianDiffusion, column
 
-LAMBDA = 0.001  # weight of the bound
+LAMBDA = 0.001  # weight of the bound, which is in bits per dimension
 
 
 class Guess(tuple):
@@ -41,12 +41,12 @@ class Guess(tuple):
         small = (1 - ab[s]) / (1 - ab[t]) * beta
         # β̃_1 = 0 has no logarithm: β̃_2 stands in for it
         small = torch.where(small > 0, small, (1 - ab[1]) / (1 - ab[2]) * (1 - ab[2] / ab[1]))
-        # Σ = exp(v log β + (1 - v) log β̃), the paper's v moved from -1..1 to 0..1                      iDDPM Eq. (15)
+        # Σ = exp(v log β + (1-v) log β̃), v being the mix                                              iDDPM Eq. (15)
         return (self.mix * column(beta.log(), self.mix) + (1 - self.mix) * column(small.log(), self.mix)).exp()
 
 
 def share(output):
-    """The network's second half, around 0, as a mix, around 1/2."""
+    """The network's second half as a mix: -1 is β̃, 1 is β, and 0, where training begins, is halfway."""
     return (output + 1) / 2
 
 
@@ -61,9 +61,11 @@ class LearnedVariance(GaussianDiffusion):
 
     def to(self, device):
         """As in the base class."""
+        super().to(device)
         s = self.schedule
-        self.there = replace(s, betas=s.betas.to(device), alpha_bar=s.alpha_bar.to(device))
-        return super().to(device)
+        if self.signal.device != s.alpha_bar.device:  # else a copy would only repeat what a schedule warns of
+            self.there = replace(s, betas=s.betas.to(device), alpha_bar=s.alpha_bar.to(device))
+        return self
 
     def loss(self, model, x_0, y=None, *, t=None, eps=None):
         """L_hybrid of each image: (B,).  Arguments as in the base class."""
