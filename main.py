@@ -51,9 +51,9 @@ def _fields():
     lines = ["fields of the config, with the values of the default preset:"]
     for section, values in to_dict(PRESETS["textiles"]).items():
         if isinstance(values, dict):
-            text = ", ".join(f"--{section}.{k} {_shown(v)}" for k, v in values.items())
+            text = ", ".join(f"--{section}.{k}\0{_shown(v)}" for k, v in values.items())
             lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join(lines)
+    return "\n".join(lines).replace("\0", " ")  # so that no line ends between a flag and its value
 
 
 def _shown(value):
