@@ -118,7 +118,7 @@ CHURN = """
 import resource, cli, torch
 
 def faults(argv):
-    for _ in range(3):  # twelve tensors at once, all freed, again and again: what a training step does
+    for _ in range(8):  # twelve tensors at once, all freed; the last time is counted, when the heap has settled
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         tensors = [torch.ones(2**21) for _ in range(12)]
         del tensors
