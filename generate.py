@@ -28,6 +28,7 @@ WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
 GRID = 400  # pictures in grid.png, at most
 ENLARGED = 2**30  # bytes of a figure that --upscale enlarges, at most; writing it takes about three times that
+SPACINGS = ("logsnr", "time")
 OPTIONS = {  # sampler -> {option: how its flag is declared}; the options `spacing` and `rho` choose levels
     "ddpm": {
         "variance": {
@@ -37,9 +38,10 @@ OPTIONS = {  # sampler -> {option: how its flag is declared}; the options `spaci
         }
     },
     "ddim": {
-        "eta": {"type": cli.number(), "default": None, "help": "0 = no fresh noise, 1 = as ddpm (default: the run's)"}
+        "eta": {"type": cli.number(), "default": None, "help": "0 = no fresh noise, 1 = as ddpm (default: the run's)"},
+        "spacing": {"choices": SPACINGS, "default": "time", "help": "levels even in t (default) or log-SNR"},
     },
-    "dpmpp": {"spacing": {"choices": ("logsnr", "time"), "default": "logsnr", "help": "levels even in log-SNR or t"}},
+    "dpmpp": {"spacing": {"choices": SPACINGS, "default": "logsnr", "help": "levels even in log-SNR (default) or t"}},
     "heun": {"rho": {"type": cli.number(1), "default": 7.0, "help": "levels even in sigma^(1/rho)"}},
     "pc": {
         "snr": {"type": cli.number(0, 1), "default": 0.16, "help": "corrector step over its noise, below 1"},

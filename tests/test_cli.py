@@ -462,6 +462,7 @@ def test_mistakes_of_generate_get_one_line_and_exit_code_2(program, run_folder, 
 SOLVERS = [  # flags, what settings.json must say, network evaluations of 6 steps
     (["dpmpp"], {"spacing": "logsnr"}, 6),
     (["dpmpp", "--spacing", "time"], {"spacing": "time"}, 6),
+    (["ddim", "--spacing", "logsnr"], {"spacing": "logsnr"}, 6),
     (["heun", "--rho", "3"], {"rho": 3.0}, 11),
     (["pc"], {"snr": 0.16, "corrector_steps": 1}, 11),
     (["pc", "--snr", "0.1", "--corrector-steps", "2"], {"snr": 0.1, "corrector_steps": 2}, 16),
@@ -488,6 +489,7 @@ def test_spacing_rho_and_tol_change_the_pictures(program, run_folder):
         return pixels(f"out/{flags[0]}/00000.png")
 
     assert (picture("dpmpp") != picture("dpmpp", "--spacing", "time")).any()
+    assert (picture("ddim") != picture("ddim", "--spacing", "logsnr")).any()
     assert (picture("heun") != picture("heun", "--rho", 1)).any()
     assert (picture("pc") != picture("pc", "--snr", 0.3)).any()
 
