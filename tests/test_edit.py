@@ -48,6 +48,19 @@ def test_there_and_back_walks_every_stretch_as_often_as_asked():
     ]  # fmt: skip
 
 
+def test_the_known_pixels_are_on_the_level_of_the_walk_all_the_way():
+    picture = torch.full((20_000, 1, 1, 2), 0.6, dtype=torch.float64)
+    noise, ab = seeded(0), SCHEDULE.alpha_bar
+    walk = inpaint(
+        gaussian(SCHEDULE, PAIR), SCHEDULE, noise(picture), picture, torch.tensor([[True, False]]),
+        timesteps=[50, 30, 10], resamples=1, noise_like=noise,
+    )  # fmt: skip
+    for step in walk:
+        known = step.x[..., 0]
+        assert_close(known.mean(), 0.6 * ab[step.t].sqrt(), atol=0.03, rtol=0)
+        assert_close(known.std(), (1 - ab[step.t]).sqrt(), atol=0.03, rtol=0)
+
+
 def test_inpainting_keeps_the_known_pixels_bit_for_bit():
     bytes_in = torch.randint(0, 256, (3, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     known = torch.tensor([[True, False]])
