@@ -80,11 +80,9 @@ def main(argv):
     print("|---|---|---|---|---|---|---|")
     for name, curve in curves.items():
         for n, error, seconds in curve:
-            found = [as_near(error, curves[k]) for k in ("ddim", "ddim, log-SNR") if k != name] * (
-                not name.startswith("ddim")
-            )
-            best = min((f for f in found if f), key=lambda f: f[1], default=None)
-            than = f"{best[0]:.0f} | {best[1]:.2f} | {best[1] / seconds:.1f}" if best else " | | "
+            found = [as_near(error, curves[k]) for k in EULER if name not in EULER]
+            best = min((f for f in found if f), key=lambda f: f[1], default=None)  # by the levels that suit DDIM
+            than = f"{best[0]:.0f} | {best[1]:.2f} | {best[1] / seconds:.1f}" if best else "| |"
             print(f"| {name} | {n} | {error:.2f} | {seconds:.2f} | {than} |")
     print(f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after")
 
