@@ -463,7 +463,8 @@ class Trainer:
                 warnings.simplefilter("ignore")  # the one line below says it all
                 self._restore(state, path)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            raise UserError(f"{path}: what resuming needs is missing or damaged ({error!r})") from error
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
+            raise UserError(f"{path}: what resuming needs is missing or damaged ({reason})") from error
 
     def _restore(self, state, path):
         checkpoint.load_weights(self.model, state["model"], path)
