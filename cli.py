@@ -83,7 +83,7 @@ def add_checkpoint(parser):
         "--weights", choices=("ema", "raw"), default="ema", help="averaged weights, or the trained ones"
     )
     parser.add_argument("--seed", type=whole(0), default=0, help="picture i depends on (seed, i) only")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -253,6 +253,11 @@ def check(config):
         "diffusion.zero_terminal_snr",
         "false, or T > 1 and --diffusion.prediction v or x0: at T the noise alone says nothing of the picture",
     )
+    need(
+        not f.zero_terminal_snr or f.min_snr_gamma is None,
+        "diffusion.min_snr_gamma",
+        "none, with --diffusion.zero_terminal_snr true: at T, where sampling starts, the weight would be 0",
+    )
     need(f.min_snr_gamma is None or f.min_snr_gamma > 0, "diffusion.min_snr_gamma", "a positive number or none")
     need(t.steps >= 0 and t.epochs >= 0, "train.steps" if t.steps < 0 else "train.epochs", "0 or more")
     need(t.steps or t.epochs, "train.steps", "a budget: --train.steps N or --train.epochs N")

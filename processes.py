@@ -55,7 +55,7 @@ class Processes:
 
 
 def start(device="auto"):
-    """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1 | mps."""
+    """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1."""
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     device = choose_device(device, local)
     if device.type == "cuda":
@@ -72,13 +72,13 @@ def stop():
 
 
 def choose_device(name, local=0):
-    """torch.device for `name`; "auto" takes the first of cuda, mps, cpu that is there."""
+    """torch.device for `name`; "auto" takes cuda if it is there, or else cpu."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: no CUDA device here; use --device cpu")
@@ -86,8 +86,7 @@ def choose_device(name, local=0):
         if device.index >= torch.cuda.device_count():
             raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
     elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UserError(f"--device {name}: no MPS device here; use --device cpu")
+        raise UserError("--device mps: it has no float64, which the tables need; use --device cpu")
     elif device.type != "cpu":
-        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     return device

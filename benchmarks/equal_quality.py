@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import cli  # noqa: E402
+from config import UserError  # noqa: E402
 from diffusion.samplers import ddim, dpmpp, heun, spaced_logsnr, spaced_rho  # noqa: E402
 from lessons.lab import Lab, last, rms  # noqa: E402
 
@@ -59,12 +60,14 @@ def main(argv):
     p = cli.Parser(prog="equal_quality.py", description=__doc__.split("\n")[0])
     cli.add_checkpoint(p)
     p.add_argument("-n", type=cli.whole(1), default=16, help="pictures (default 16)")
-    p.add_argument("--full", type=cli.whole(1), help="levels of the full chain (default: all)")
+    p.add_argument("--full", type=cli.whole(11), help="levels of the full chain (default: all)")
     args = p.parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
     lab = Lab.open(path, "cuda" if torch.cuda.is_available() else "cpu", args.weights, args.seed)
     numbers, load = range(args.n), os.getloadavg()[0]
     full = args.full or lab.T
+    if full > lab.T:
+        raise UserError(f"--full {full}: this checkpoint has T = {lab.T}")
     draw(lab, numbers, ddim, lab.spaced(1))  # the first call is slow
     goal, seconds = draw(lab, numbers, ddim, lab.spaced(full))
     print(f"{os.path.relpath(path)}: {args.n} pictures, guidance {lab.config.sample.guidance:g}")

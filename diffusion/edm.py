@@ -5,7 +5,7 @@ goes where pictures take shape.  Scaling of input and output (preconditioning) a
 from one demand, unit variance; what comes out is v prediction (up to its sign) of pictures divided by σ_data.
 
 Our coordinates are x_t = x̄/√(1+σ²), so ᾱ = 1/(1+σ²), and every sampler, bound and editor works as it is: DDIM is
-Euler in σ, `heun` is EDM's sampler, levels even in t are EDM's own.  Read first: process.py; next: heun.py.
+Euler in σ, and `heun` is EDM's sampler, over EDM's levels up to rounding.  Read first: process.py; next: heun.py.
 
 Letters: u in [1, T] is a level that need not be whole.  EDM writes x for x̄.
 """

@@ -196,6 +196,10 @@ MAIN_MISTAKES = [
     (["--diffusion.prediction", "epsilon"], "eps or x0 or v"),
     (["--diffusion.T", "0"], "--diffusion.T"),
     (["--diffusion.zero_terminal_snr", "true"], "--diffusion.prediction v or x0"),
+    (
+        ["--diffusion.zero_terminal_snr", "true", "--diffusion.prediction", "v", "--diffusion.min_snr_gamma", "5"],
+        "--diffusion.min_snr_gamma 5.0: expected none",
+    ),
     (["--diffusion.beta_start", "0.9"], "beta_start <= beta_end"),
     (["--diffusion.min_snr_gamma", "-1"], "positive number or none"),
     (["--diffusion.min_snr_gamma", "x"], "a number or none"),
