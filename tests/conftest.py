@@ -9,6 +9,7 @@ import evaluate
 import explore
 import generate
 import main
+from models import checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
@@ -31,6 +32,23 @@ def program(monkeypatch, tmp_path, capsys):
         return code, out.out, out.err
 
     return call
+
+
+@pytest.fixture
+def whole_equals_halves(program, tmp_path):
+    """whole_equals_halves(*flags of a smoke run): stopped and resumed, it ends in the same weights; its Config."""
+
+    def check(*flags):
+        assert program("main", *flags, "--out", "ckpt/whole")[0] == 0
+        assert program("main", *flags, "--train.steps", 4, "--out", "ckpt/halves")[0] == 0
+        assert program("main", "--preset", "smoke", "--resume", "--train.steps", 8, "--out", "ckpt/halves")[0] == 0
+        found, whole = checkpoint.load(tmp_path / "ckpt/whole/last.pth")
+        _, halves = checkpoint.load(tmp_path / "ckpt/halves/last.pth")
+        for name, weight in whole["model"].items():
+            assert torch.equal(weight, halves["model"][name]), name
+        return found
+
+    return check
 
 
 @pytest.fixture(scope="session")

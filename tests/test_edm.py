@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from oracles import normal, seeded
 from torch.testing import assert_close
 
 import config
@@ -12,20 +13,10 @@ from diffusion.edm import EDM, MEAN, SIGMA_DATA, STD, level_of, sigma_at
 from diffusion.invert import invert
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, spaced, spaced_rho
-from models import checkpoint
 from models.unet import UNet
 
 T = 40
 U = torch.tensor([1.0, 1.37, 7.0, 19.5, 33.01, 40.0], dtype=torch.float64)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
 
 def sigma(u):
@@ -250,14 +241,8 @@ def test_the_bound_and_the_way_back_up_work_as_they_are():
 RUN = ("--preset", "smoke", "--diffusion.process", "edm")
 
 
-def test_a_run_trains_resumes_bit_for_bit_and_samples(program, tmp_path):
-    assert program("main", *RUN, "--out", "ckpt/whole")[0] == 0
-    assert program("main", *RUN, "--train.steps", 4, "--out", "ckpt/halves")[0] == 0
-    assert program("main", "--preset", "smoke", "--resume", "--train.steps", 8, "--out", "ckpt/halves")[0] == 0
-    found, state = checkpoint.load(tmp_path / "ckpt/whole/last.pth")
-    _, other = checkpoint.load(tmp_path / "ckpt/halves/last.pth")
-    for name, weight in state["model"].items():
-        assert torch.equal(weight, other["model"][name]), name
+def test_a_run_trains_resumes_bit_for_bit_and_samples(program, whole_equals_halves):
+    found = whole_equals_halves(*RUN)
     assert isinstance(variants.from_config(found.diffusion), EDM)
     for argv in (["ddim"], ["ddpm", "--variance", "large"], ["heun", "--label", "zigzag", "--guidance", 2]):
         code, out, err = program("generate", *argv, "-n", 2, "--steps", 3, "--ckpt", "ckpt/whole")

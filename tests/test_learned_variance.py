@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from oracles import MU, STD, normal, seeded
 from torch.testing import assert_close
 
 import config
@@ -10,21 +11,10 @@ from diffusion.learned_variance import LAMBDA, Guess, LearnedVariance, share
 from diffusion.process import GaussianDiffusion, q_posterior
 from diffusion.samplers import SAMPLERS, ddpm, spaced
 from diffusion.schedule import cosine, linear, zero_terminal
-from models import checkpoint
 from models.unet import UNet
 
 T = 40
 SCHEDULE = linear(T, 1e-3, 0.3)
-MU, STD = 0.3, 0.5
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
 
 def pixels(*shape, seed=0):
@@ -273,14 +263,8 @@ def test_the_network_has_as_many_more_outputs_and_is_otherwise_the_same():
 RUN = ("--preset", "smoke", "--diffusion.process", "learned_variance", "--diffusion.prediction", "v")
 
 
-def test_a_run_trains_resumes_bit_for_bit_and_samples(program, tmp_path):
-    assert program("main", *RUN, "--out", "ckpt/whole")[0] == 0
-    assert program("main", *RUN, "--train.steps", 4, "--out", "ckpt/halves")[0] == 0
-    assert program("main", "--preset", "smoke", "--resume", "--train.steps", 8, "--out", "ckpt/halves")[0] == 0
-    found, state = checkpoint.load(tmp_path / "ckpt/whole/last.pth")
-    _, other = checkpoint.load(tmp_path / "ckpt/halves/last.pth")
-    for name, weight in state["model"].items():
-        assert torch.equal(weight, other["model"][name]), name
+def test_a_run_trains_resumes_bit_for_bit_and_samples(program, whole_equals_halves, tmp_path):
+    found = whole_equals_halves(*RUN)
     d = variants.from_config(found.diffusion)
     assert isinstance(d, LearnedVariance) and d.prediction == "v"
     shots = []

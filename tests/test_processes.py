@@ -67,7 +67,7 @@ def test_one_process_needs_no_engine():
     alone.wait()
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "xpu", "cpu:a", "meta", ""])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps", "xpu", "cpu:a", "meta", ""])
 def test_devices_that_are_not_there_are_refused(name):
     with pytest.raises(UserError, match="--device"):
         choose_device(name)
