@@ -164,7 +164,7 @@ def compare(args):
                     print(f"{name}: skipped ({contestant.about['missing']}); pip install {kind.install}")
                     contestant.close()
                     continue
-                contestant.do("train", 1), contestant.rounds["train"].clear()  # warm
+                contestant.do("train", 3), contestant.rounds["train"].clear()  # warm: memory, caches
                 field[name] = contestant
             for r in range(args.rounds):
                 peaks = [max(a, b) for a, b in zip(peaks, peak(args.device, dtype))]

@@ -1,4 +1,4 @@
-"""How many network evaluations does each solver need?  python -m benchmarks.convergence
+"""How many network evaluations does each solver need?  python benchmarks/convergence.py
 
 In one dimension the probability-flow ODE preserves order, so it carries each quantile of p_t to the same quantile of
 p_s.  For a mixture of two Gaussians, whose perfect network is a closed form, every error is therefore exact.
@@ -7,12 +7,16 @@ Prints a table and writes a plot.  The tests of the solvers use the same mixture
 
 import argparse
 import math
+import sys
 from itertools import pairwise, zip_longest
+from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from diffusion.samplers import ddim, dpmpp, heun, ode, spaced_logsnr, spaced_rho
-from diffusion.schedule import linear
+import torch  # noqa: E402
+
+from diffusion.samplers import ddim, dpmpp, heun, ode, spaced_logsnr, spaced_rho  # noqa: E402
+from diffusion.schedule import linear  # noqa: E402
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([-0.6, 0.4], dtype=torch.float64)

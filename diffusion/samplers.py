@@ -35,12 +35,14 @@ def ddpm(denoise, schedule, x_T, *, timesteps=None, variance="small", noise_like
         guess = denoise(x, t)
         x0, _ = guess
         mean, posterior_variance = q_posterior(schedule, x0, x, t, s)  # μ̃_t with x̂_0 for x_0         DDPM Eq. (11)
-        beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
-        std = (posterior_variance if variance == "small" else beta).sqrt()
-        if variance == "learned":
-            std = learned_variance(guess, t, s).sqrt()
+        if variance == "small":
+            sigma2 = posterior_variance
+        elif variance == "large":
+            sigma2 = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]  # β_t where s = t-1
+        else:
+            sigma2 = learned_variance(guess, t, s)
         # x_{t-1} = μ + σ_t z, and z = 0 in the last step: the picture itself carries no noise         DDPM Alg. 2
-        x = mean + std * noise_like(x) if s > 0 else mean
+        x = mean + sigma2.sqrt() * noise_like(x) if s > 0 else mean
         yield Step(s, x, x0)
 
 

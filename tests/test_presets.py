@@ -58,7 +58,7 @@ def test_the_numbers_of_the_table(row):
 
 
 def test_the_table_of_features_is_whole():
-    assert set(PUBLISHED) == set(PRESETS) - {"textiles", "smoke"}
+    assert set(PUBLISHED) == set(PRESETS) - {"textiles", "cifar10-cars-small", "smoke"}  # these are ours
     assert len(CELLS) % 5 == 0 and len(FEATURES) > 12
 
 
