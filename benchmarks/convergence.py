@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
 
-from diffusion.samplers import ddim, dpmpp, heun, ode, spaced_logsnr, spaced_rho  # noqa: E402
-from diffusion.schedule import linear  # noqa: E402
+from diffusion.samplers import ddim, dpmpp, heun, ode, spaced_logsnr, spaced_rho
+from diffusion.schedule import linear
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([-0.6, 0.4], dtype=torch.float64)
