@@ -81,7 +81,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    steps: int = 50  # of DDIM
+    steps: int = 50  # noise levels, of every sampler
     eta: float = 0.0
     guidance: float = 1.0  # 1 = the conditional prediction, 0 = the unconditional one
     n: int = 36  # pictures in the grid of each evaluation
@@ -364,7 +364,7 @@ PRESETS = {
         data=Data(source="data/stanford-cars", size=(64, 64), val_fraction=0.05),
         model=Model(64, (1, 2, 4, 8), 2, mid_blocks=1, heads=4, dropout=0.0),
         # Deviation: the original takes the paper's betas, made for T = 1000, at T = 512; they leave part of the signal
-        # at T, though sampling starts from none.  Twice as large, they reach the same alpha_bar at T.
+        # at T, though sampling starts from none.  Twice as large, they reach nearly the same.
         diffusion=Diffusion(T=512, beta_start=2e-4, beta_end=0.04),
         train=Train(epochs=300, batch_size=64, lr=1e-4, lr_schedule="cosine", warmup_steps=2400, eval_every=2000),
     ),
@@ -389,7 +389,7 @@ PRESETS = {
             eval_every=1000,
         ),
     ),
-    # What the tests and --dry-run of a slow machine use: seconds.
+    # What the tests use: seconds.
     "smoke": Config(
         name="smoke",
         data=Data(size=(16, 16), count=8, val_fraction=0.25),

@@ -64,14 +64,20 @@ def parser():
         if name == "bpd":
             s.add_argument("--variance", **generate.OPTIONS["ddpm"]["variance"])
             s.add_argument(
-                "--levels", type=cli.whole(1), default=100, metavar="K", help="levels measured (default 100)"
+                "--levels",
+                type=cli.whole(1),
+                default=100,
+                metavar="K",
+                help="levels measured, drawn once a batch; the ± is over the images alone (default 100)",
             )
         elif name == "loglik":
             s.add_argument("--probes", type=cli.whole(1), default=1, metavar="K", help="draws an image (default 1)")
             s.add_argument("--tol", type=cli.number(1e-5), default=1e-3, help="largest error of a step (default 1e-3)")
         else:
             s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: as the run samples")
-            s.add_argument("--eta", type=cli.number(), default=0.0, help="of ddim (default 0)")
+            usual = 0.0 if name in ("speed", "sweep") else None
+            about = "default 0" if usual == 0 else "default: as the run samples"
+            s.add_argument("--eta", type=cli.number(), default=usual, help=f"of ddim ({about})")
         if name in ("speed", "sweep"):
             s.add_argument("--samplers", type=_samplers, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
             s.add_argument("--steps", type=_steps, default=STEPS, metavar="N,N", help=f"default {STEPS}")
@@ -121,7 +127,7 @@ def main(argv):
             common = {
                 "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
                 "weights": args.weights, "device": str(group.device), "processes": group.world,
-                "torch": torch.__version__, "n": args.n, "seed": args.seed,
+                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": args.batch_size,
             }  # fmt: skip
             report = {"figures": figures, "protocol": {**common, **protocol}}
             write_text(out / f"{args.command}.json", json.dumps(report, indent=2) + "\n")
@@ -158,6 +164,10 @@ class Subject:
         if asked is not None and asked > self.diffusion.T:
             raise UserError(f"--steps {asked}: this checkpoint has T = {self.diffusion.T}, so 1 to {self.diffusion.T}")
         return asked or min(self.config.sample.steps, self.diffusion.T)
+
+    def eta(self, asked):
+        """How much noise DDIM draws: what was asked for, or what the run samples with."""
+        return self.config.sample.eta if asked is None else asked
 
     def bar(self, total, unit):
         """A progress bar on the first process."""
@@ -249,17 +259,17 @@ def kid(subject, args, out):
 
 def distance(subject, args, which):
     """The protocol, and the Frechet (which = 0) or the kernel distance (1) of exactly n samples."""
-    steps = subject.steps(args.steps)
+    steps, eta = subject.steps(args.steps), subject.eta(args.eta)
     see = features.extractor(args.features, subject.group.device, args.weights_file)
     if which == 0:
         warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, see)
     with subject.bar(args.n, "image") as bar:
-        work = lambda numbers: see(subject.draw(numbers, args.sampler, steps, args.eta)[0])  # noqa: E731
+        work = lambda numbers: see(subject.draw(numbers, args.sampler, steps, eta)[0])  # noqa: E731
         found = subject.each(args.n, work, bar)
     protocol = {
         **facts, "features": see.name, "features_sha256": see.digest,
-        "sampler": args.sampler, "steps": steps, "eta": args.eta, "guidance": subject.guidance,
+        "sampler": args.sampler, "steps": steps, "eta": eta, "guidance": subject.guidance,
     }  # fmt: skip
     if not subject.group.main:
         return protocol, {}
@@ -394,17 +404,17 @@ def loglik(subject, args, out):
 
 def nearest(subject, args, out):
     """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
-    steps, group = subject.steps(args.steps), subject.group
+    steps, eta, group = subject.steps(args.steps), subject.eta(args.eta), subject.group
     training = group.main_first(lambda: reference.load(subject.config.data, "train"))
     unseen = group.main_first(lambda: reference.unseen(subject.config.data, args.n))
     n = min(args.n, len(unseen.pixels))
     if n < args.n and group.main:
         print(f"warning: only {n:,} unseen images are there, so {n:,} samples are drawn", file=sys.stderr)
     with subject.bar(n, "image") as bar:
-        drawn = subject.each(n, lambda numbers: subject.draw(numbers, args.sampler, steps, args.eta)[0], bar)
+        drawn = subject.each(n, lambda numbers: subject.draw(numbers, args.sampler, steps, eta)[0], bar)
     protocol = {
         "data": training.name, "training_n": len(training.pixels), "compared": n, "sampler": args.sampler,
-        "steps": steps, "eta": args.eta, "guidance": subject.guidance,
+        "steps": steps, "eta": eta, "guidance": subject.guidance,
     }  # fmt: skip
     if not group.main:
         return protocol, {}

@@ -60,7 +60,11 @@ def parser():
         cli.add_checkpoint(s)
         s.add_argument("-n", type=cli.whole(1, MOST), default=16, help="how many pictures (default 16)")
         s.add_argument(
-            "--batch-size", type=cli.whole(1, MOST), default=WORK, metavar="B", help=f"at once (default {WORK})"
+            "--batch-size",
+            type=cli.whole(1, MOST),
+            default=WORK,
+            metavar="B",
+            help=f"at once, even if -n is less ({WORK})",
         )
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels visited, 1..T")
         s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
@@ -137,8 +141,9 @@ def generate(args, path, group):
     of_sampler = {name: value for name, value in options.items() if name not in of_levels}
     timesteps = levels(schedule, steps, **of_levels)
     label = cli.find_label(args.label, state.get("classes", []), classes)
-    if args.guidance is not None and not classes:
-        raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
+    if args.guidance is not None and label is None:
+        why = "without a class" if classes else "as the model has no classes"
+        raise UserError(f"--guidance: there is nothing to guide by {why}; leave it out")
     guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
     if args.sampler == "ddim":
         try:

@@ -14,6 +14,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -68,7 +69,8 @@ def peak_memory(device):
     """Largest memory so far in GiB: of the tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
 
 
 class Trainer:
@@ -237,7 +239,8 @@ class Trainer:
             self._check_stop()
             drawn.append(to_uint8(end.x).cpu())
         drawn = torch.cat([part for share in p.gather(drawn) for part in share])
-        chosen = np.resize(self.batches.indices, c.distance_images)
+        indices, n = self.batches.indices, c.distance_images
+        chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class
         real = torch.from_numpy(np.ascontiguousarray(self.images.pixels[chosen]))
         found = compare.compare(drawn, real, c.distance_features, self.device)
         return {name: found[name] for name in compare.names(c.distance_features)}

@@ -30,7 +30,7 @@ FAULTS = [
      "column(of_x_0, x_t) * x_0 + column(of_x_t, x_t) * x_t", "column(of_x_t, x_t) * x_0 + column(of_x_0, x_t) * x_t", MATHS),
     ("beta not re-spaced for a skipped step", "diffusion/process.py", "alpha = ab_t / ab_s  ",
      "alpha = 1 - schedule.betas[t]  ", MATHS),
-    ("variance where a standard deviation belongs", "diffusion/samplers.py", "sigma2.sqrt()", "sigma2", MATHS),
+    ("variance where a standard deviation belongs", "diffusion/samplers.py", "variance).sqrt()", "variance)", MATHS),
     ("noise on the last step", "diffusion/samplers.py", "noise_like(x) if s > 0 else mean", "noise_like(x)", MATHS),
     ("eps not re-derived after clipping", "diffusion/process.py",
      "eps = (x_t - at(self.signal, t, x_t) * x0) / at(self.noise, t, x_t)", "pass", MATHS),

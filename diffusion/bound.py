@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 from diffusion.process import at, q_posterior
-from diffusion.steps import learned_variance
+from diffusion.steps import reverse_variance
 
 
 def kl(mean_1, variance_1, mean_2, variance_2):
@@ -45,7 +45,7 @@ def step_term(schedule, denoise, x_0, x_t, t, variance="small"):
     mean, posterior_variance = q_posterior(schedule, x_0, x_t, t, t - 1)
     guess = denoise(x_t, t)
     model_mean, _ = q_posterior(schedule, guess[0], x_t, t, t - 1)
-    model_variance = _variance(schedule, t, variance, guess)
+    model_variance = reverse_variance(schedule, guess, t, t - 1, variance)
     return kl(mean, posterior_variance, model_mean, model_variance).flatten(1).sum(dim=1)
 
 
@@ -56,7 +56,7 @@ def decoder_term(schedule, denoise, x_0, x_1, variance="large"):
     """
     guess = denoise(x_1, 1)
     mean, _ = q_posterior(schedule, guess[0], x_1, 1, 0)
-    std = _variance(schedule, 1, "large" if variance == "small" else variance, guess).sqrt()
+    std = reverse_variance(schedule, guess, 1, 0, "large" if variance == "small" else variance).sqrt()
     # p_θ(x_0 | x_1) = ∫ N(x; μ_θ, σ_1²) dx over x_0 ± 1/255, open outwards at -1 and 1                  DDPM Eq. (13)
     above = torch.where(x_0 > 0.999, math.inf, (x_0 + 1 / 255 - mean) / std)
     below = torch.where(x_0 < -0.999, -math.inf, (x_0 - 1 / 255 - mean) / std)
@@ -89,15 +89,6 @@ def bound(denoise, schedule, x_0, noise_like, draw, levels, variance="small"):
         t = draw(first, last)
         yield first, last, (last - first + 1) * step_term(schedule, denoise, x_0, noisy(t), t, variance)
     yield schedule.T + 1, schedule.T + 1, prior_term(schedule, x_0)
-
-
-def _variance(schedule, t, which, guess):
-    """σ_t² of the reverse step t -> t-1."""
-    if which == "learned":
-        return learned_variance(guess, t, t - 1)
-    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
-    beta = 1 - ab_t / ab_s
-    return (beta if which == "large" else (1 - ab_s) / (1 - ab_t) * beta).to(guess[0].dtype)
 
 
 def _log_interval(a, b):

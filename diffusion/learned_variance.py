@@ -104,6 +104,6 @@ class LearnedVariance(GaussianDiffusion):
             outputs.clear()
             x0, eps = inner(x_t, t)
             # guidance moves the mean; the variance is the conditional one, which was asked for first
-            return Guess(x0, eps, share(outputs[0][: len(x_t)]), self.schedule)
+            return Guess(x0, eps, share(outputs[0][: len(x_t)].to(x_t.dtype)), self.schedule)
 
         return denoise

@@ -32,8 +32,8 @@ def at(table, t, x):
 def q_posterior(schedule, x_0, x_t, t, s):
     """Mean and variance of q(x_s | x_t, x_0), s < t: where x came from, if we knew where it started.
 
-    Bayes' rule on two Gaussians, so the mean is a precision-weighted average of x_0 and x_t.  α_t and β_t are formed
-    from the pair (ᾱ_t, ᾱ_s), so one formula serves neighbouring levels and any jump between levels.
+    Bayes' rule on two Gaussians, so the mean averages what x_0 and x_t each say of x_s, √ᾱ_s x_0 and x_t/√α_t, by their
+    precisions.  α_t and β_t are formed from the pair (ᾱ_t, ᾱ_s): one formula for neighbouring levels and for any jump.
     x_0, x_t: (B, C, H, W); t, s: ints, or (B,).  Returns a mean like x_t and a variance that multiplies it.
     """
     ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]  # ᾱ_t, ᾱ_s (ᾱ_0 = 1), still in float64
@@ -125,7 +125,7 @@ class GaussianDiffusion:
         # ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²,  ‖v - v̂‖² = (SNR + 1) ‖x_0 - x̂_0‖²
         snr = self.schedule.snr
         per_error = {"eps": snr, "x0": torch.ones_like(ab), "v": snr + 1}[self.prediction]
-        weight = snr.clamp(max=self.min_snr_gamma) / per_error
+        weight = snr.clamp(max=self.min_snr_gamma) / per_error  # for x0 and v about SNR near T, so next to nothing
         weight[0] = 0.0  # no noise, nothing to learn
         return weight
 
@@ -134,8 +134,9 @@ class GaussianDiffusion:
         return torch.randint(1, self.T + 1, (n,), device=device)
 
     def loss(self, model, x_0, y=None, *, t=None, eps=None):
-        """L_simple of each image: (B,).  Draws t uniform in 1..T and eps ~ N(0, I) where they are not given.
+        """Weighted squared error of each image's prediction: (B,); L_simple where that is ε and the weights are 1.
 
+        Draws t uniform in 1..T and eps ~ N(0, I) where they are not given.
         model: (x_t, t, y) -> prediction.  x_0: (B, C, H, W) in [-1, 1].  y: (B,) labels or None.
         """
         # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1

@@ -16,7 +16,7 @@ from diffusion.heun import heun
 from diffusion.pc import pc
 from diffusion.process import at, q_posterior
 from diffusion.sde import ode
-from diffusion.steps import Step, adjacent, image_noise, learned_variance, spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import Step, adjacent, image_noise, reverse_variance, spaced, spaced_logsnr, spaced_rho
 
 
 @torch.no_grad()
@@ -34,15 +34,10 @@ def ddpm(denoise, schedule, x_T, *, timesteps=None, variance="small", noise_like
     for t, s in adjacent(schedule, timesteps):
         guess = denoise(x, t)
         x0, _ = guess
-        mean, posterior_variance = q_posterior(schedule, x0, x, t, s)  # μ̃_t with x̂_0 for x_0         DDPM Eq. (11)
-        if variance == "small":
-            sigma2 = posterior_variance
-        elif variance == "large":
-            sigma2 = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]  # β_t where s = t-1
-        else:
-            sigma2 = learned_variance(guess, t, s)
+        mean, _ = q_posterior(schedule, x0, x, t, s)  # μ̃_t with x̂_0 for x_0                         DDPM Eq. (11)
+        sigma = reverse_variance(schedule, guess, t, s, variance).sqrt()
         # x_{t-1} = μ + σ_t z, and z = 0 in the last step: the picture itself carries no noise         DDPM Alg. 2
-        x = mean + sigma2.sqrt() * noise_like(x) if s > 0 else mean
+        x = mean + sigma * noise_like(x) if s > 0 else mean
         yield Step(s, x, x0)
 
 

@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Schedule:
-    """Two tables of shape (T+1,), float64: near t = 0, float32 would lose the first digits of 1 - ᾱ_t.
+    """Two tables of shape (T+1,), float64: near t = 0, float32 would keep three or four digits of 1 - ᾱ_t.
 
     betas[t] = β_t, the variance that step t adds, x_t = √(1-β_t) x_{t-1} + √β_t ε (DDPM Eq. (2)); betas[0] = 0.
     alpha_bar[t] = ᾱ_t, the share of the data's variance left at level t; alpha_bar[0] = 1.
@@ -85,6 +85,3 @@ def zero_terminal(schedule):
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     ab = torch.cat([torch.ones(1, dtype=torch.float64), root**2])
     return from_betas(1 - ab[1:] / ab[:-1])
-
-
-SCHEDULES = {"linear": linear, "cosine": cosine}

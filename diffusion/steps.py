@@ -71,11 +71,18 @@ def adjacent(schedule, timesteps=None):
     return list(pairwise(levels))
 
 
-def learned_variance(guess, t, s):
-    """The variance of the reverse step t -> s that came with a guess.  Raises ValueError where none did."""
-    if not hasattr(guess, "variance"):
-        raise ValueError("this network has learned no variance: train one with --diffusion.process learned_variance")
-    return guess.variance(t, s)
+def reverse_variance(schedule, guess, t, s, which):
+    """σ² of the reverse step t -> s, by name: "small", "large" or "learned", as `ddpm` explains them.
+
+    guess: what the denoiser returned at t; only "learned" looks at it, and raises ValueError where none came with it.
+    """
+    if which == "learned":
+        if not hasattr(guess, "variance"):
+            raise ValueError("no variance was learned: train one with --diffusion.process learned_variance")
+        return guess.variance(t, s)
+    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+    beta = 1 - ab_t / ab_s  # β_t where s = t - 1
+    return beta if which == "large" else (1 - ab_s) / (1 - ab_t) * beta  # β̃_t                      DDPM Eq. (7)
 
 
 def image_noise(seed, numbers):

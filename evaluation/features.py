@@ -36,11 +36,6 @@ class Extractor:
         """Features (B, d) float32 on the CPU of uint8 pictures (B, C, H, W), C = 1, 3 or 4."""
         return self.function(rgb(pictures)).float().cpu()
 
-    @property
-    def standard(self):
-        """Whether distances of these features may be called FID and KID."""
-        return self.name == "inception"
-
 
 def rgb(pictures):
     """(B, C, H, W) uint8 with 1 (grey), 3 or 4 (on white) channels -> (B, 3, H, W) uint8."""

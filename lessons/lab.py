@@ -105,11 +105,11 @@ class Lab:
         train, val = (torch.from_numpy(images.pixels[i]) for i in sources.split(images, d.val_fraction, d.seed))
         return Photos(from_uint8(train), from_uint8(val), images.name)
 
-    def photo(self, number, data=None):
-        """Held-out image `number` as a batch of one: (1, C, H, W) in [-1, 1]."""
+    def photo(self, number, data=None, flag="--picture"):
+        """Held-out image `number`, which came with `flag`, as a batch of one: (1, C, H, W) in [-1, 1]."""
         val = self.photos(data).val
         if number >= len(val):
-            raise UserError(f"--picture {number}: there are {len(val)} held-out pictures, numbered from 0")
+            raise UserError(f"{flag} {number}: there are {len(val)} held-out pictures, numbered from 0")
         return val[number : number + 1].to(self.device)
 
 

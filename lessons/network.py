@@ -50,12 +50,10 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
     timesteps = sorted({level, *lab.spaced(steps)}, reverse=True)
     if timesteps[0] > level:
         x = next(s.x for s in ddim(denoise, lab.schedule, x, timesteps=timesteps) if s.t == level)
-    x0_hat, _ = denoise(x, level)
-
     seen = []
-    hook = known[layer].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    hook = known[layer].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][:1]))
     try:
-        lab.model(x, torch.tensor([level], device=lab.device), y)
+        x0_hat, _ = denoise(x, level)  # with guidance a batch of two, the one with the class first
     finally:
         hook.remove()
     h, w = seen[0].shape[-2:]

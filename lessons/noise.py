@@ -2,8 +2,9 @@
 
 import torch
 
+from dataset import pictures
 from diffusion.process import GaussianDiffusion
-from diffusion.schedule import SCHEDULES
+from diffusion.schedule import cosine, linear
 from lessons import figure
 from lessons.lab import rms
 
@@ -11,8 +12,7 @@ from lessons.lab import rms
 def both(T):
     """{"linear": Schedule, "cosine": Schedule} with T levels; the linear one's betas, made for T = 1000, are scaled."""
     scale = 1000 / T
-    linear = SCHEDULES["linear"](T, min(0.5, 1e-4 * scale), min(0.999, 0.02 * scale))
-    return {"linear": linear, "cosine": SCHEDULES["cosine"](T)}
+    return {"linear": linear(T, min(0.5, 1e-4 * scale), min(0.999, 0.02 * scale)), "cosine": cosine(T)}
 
 
 def forward(lab, levels=(), picture=0, data=None):
@@ -71,10 +71,14 @@ def loss(lab, images=64, points=24, data=None):
     """
     photos = lab.photos(data)
     levels = lab.levels((), points, low=1)
-    curves = {"seen": errors(lab, photos.train[:images], levels), "held out": errors(lab, photos.val[:images], levels)}
+    sets = {"seen": photos.train, "held out": photos.val}
+    curves = {  # pictures from everywhere: the files of a folder lie class by class
+        name: errors(lab, x[pictures.evenly(0, len(x) - 1, images)], levels) for name, x in sets.items()
+    }
+    predicted = "F of EDM" if lab.config.diffusion.process == "edm" else lab.diffusion.prediction
     fig = figure.blank(
         "Where is the network's task hard?",
-        f"mean squared error over {images} pictures of {photos.name}; the network predicts {lab.diffusion.prediction}",
+        f"mean squared error over {images} pictures of {photos.name}; the network predicts {predicted}",
         height=520,
     )
     axes = figure.panel(fig, 90, 70, 940, 320)

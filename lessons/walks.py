@@ -16,8 +16,9 @@ from lessons.lab import last, rms
 def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, data=None):
     """What the network thinks the picture is, at chosen levels of a walk, and of a real picture under noise.
 
-    From pure noise the first guess is a blur, the mean of all that it could become, and each level settles smaller
-    things: colours, then the motif, then edges.  Below, the same network guesses a real picture in one jump.
+    From pure noise the best guess is a blur, the mean of all that it could become (or coloured noise, where min-SNR
+    weights kept the first levels out of the training), and each level settles smaller things: colours, then the motif,
+    then edges.  Below, the same network guesses a real picture in one jump.
     """
     wanted = lab.levels(levels, 9)
     y = lab.labels(label, [0])

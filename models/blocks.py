@@ -20,7 +20,7 @@ def zero_init(layer):
 
 
 def group_norm(channels):
-    """GroupNorm with 32 groups as in the paper; narrow layers get fewer, so that a group keeps 4 channels or more."""
+    """GroupNorm with gcd(32, channels / 4) groups: the paper's 32 where channels is a multiple of 128, else fewer."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
 
 

@@ -9,8 +9,8 @@ import copy
 import torch
 
 WARMUPS = {
-    "ratio": lambda n: (1 + n) / (10 + n),  # forgets the random start at once, so that early samples are not noise
-    "power": lambda n: 1 - (1 + n) ** -0.75,  # averages over a constant share of the training so far
+    "ratio": lambda n: (1 + n) / (10 + n),  # the weights averaged over are on average a tenth of the training old
+    "power": lambda n: 1 - (1 + n) ** -0.75,  # a fourth at first, and less and less: it follows more closely
     "none": lambda n: 1.0,
 }
 

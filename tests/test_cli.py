@@ -434,6 +434,7 @@ GENERATE_MISTAKES = [
     (["ddim", "--label", "12"], "0 to 11"),
     (["ddim", "--label", "zigzga"], "did you mean zigzag?"),
     (["ddim", "--guidance", "-1"], "--guidance"),
+    (["ddim", "--guidance", "3", "--label", "none"], "nothing to guide by without a class"),
     (["ddim", "--upscale", "0"], "--upscale"),
     (["ddim", "--stpes", "5"], "did you mean --steps?"),
     (["ddim", "--device", "cuda:99"], "--device"),

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 from config import PRESETS, UserError
 from dataset import reference
 from dataset.pixels import from_uint8
-from diffusion import bound, sde
+from diffusion import bound, samplers, sde
 from diffusion.process import GaussianDiffusion, q_posterior
 from diffusion.samplers import image_noise
 from diffusion.schedule import from_betas, linear
@@ -25,6 +26,7 @@ from evaluation import compare, features
 from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance, mmd2
 from evaluation.nearest import nearest, verdict
+from models import checkpoint
 
 MU, STD = 0.1, 0.35
 
@@ -115,7 +117,6 @@ def test_only_inception_is_called_fid():
     assert compare.names("inception") == ("fid", "kid") and compare.titles("inception") == ("FID", "KID")
     for name in ("random", "pixels"):
         assert "fid" not in " ".join(compare.names(name)) and "FID" not in " ".join(compare.titles(name))
-        assert not features.extractor(name).standard
 
 
 def test_compare_takes_uint8_pictures_and_gives_numbers():
@@ -292,6 +293,26 @@ def test_distance_writes_its_protocol_and_never_calls_a_substitute_fid(program, 
     expected = {"n": 6, "data": "textiles", "split": "train", "sampler": "ddim", "steps": 2, "eta": 0.0, "seed": 0}
     assert expected.items() <= protocol.items()
     assert protocol["weights"] == "ema" and len(protocol["checkpoint_sha256"]) == len(protocol["features_sha256"]) == 64
+
+
+@pytest.mark.parametrize(("flags", "eta"), [((), 0.5), (("--eta", "0"), 0.0)])
+def test_by_default_the_samples_measured_are_those_that_the_run_draws(program, run_folder, monkeypatch, flags, eta):
+    """Steps, guidance and eta of the run's config, as in generate.py."""
+    real, seen = checkpoint.load_model, []
+
+    def load_model(*args):
+        model, config, state = real(*args)
+        return model, replace(config, sample=replace(config.sample, steps=3, eta=0.5)), state
+
+    def watched(*args, **kwargs):
+        seen.append((kwargs["eta"], len(kwargs["timesteps"])))
+        return samplers.ddim(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "load_model", load_model)
+    monkeypatch.setitem(samplers.SAMPLERS, "ddim", watched)
+    for name, extra in (("fid", ("--features", "pixels")), ("nearest", ())):
+        _, _, report = measure(program, run_folder, name, "-n", 2, *extra, *flags)
+        assert report["protocol"]["eta"] == eta and seen.pop() == (eta, 3) and not seen
 
 
 def test_reference_features_are_cached_and_a_damaged_cache_is_made_again(program, run_folder, tmp_path):

@@ -74,6 +74,7 @@ def test_the_first_line_of_a_lesson_is_its_help(program, name):
         (["steps", "--counts", "0"], "is not a whole number of at least 1"),
         (["forward", "--levels", "51"], "--levels 51: this checkpoint has T = 50, so 0 to 50"),
         (["forward", "--picture", "99"], "--picture 99: there are 2 held-out pictures"),
+        (["interpolate", "--other", "99"], "--other 99: there are 2 held-out pictures"),
         (["forward", "--data", "nowhere"], "no source is called 'nowhere'"),
         (["eta", "--etas", "0,9"], "--etas 9: eta must be from 0 to"),
         (["samplers", "--steps", "51"], "--steps 51: this checkpoint has T = 50, so 1 to 50"),
@@ -296,6 +297,18 @@ def test_attention_weights_sum_to_one_and_give_the_layer_itself(linear):
         _, _, v = module.heads_of(x)
         out = (weights @ v).transpose(-2, -1).reshape(x.shape)
         assert_close(x + module.proj(out), module(x))
+
+
+def test_attention_is_looked_at_where_the_walk_puts_it_and_with_the_class(lab, monkeypatch):
+    """What the layer was given when the denoiser asked, and of the two halves of guidance the one with the class."""
+    given, seen = [], []
+    name, layer = next(iter(network.layers(lab.model).items()))
+    layer.register_forward_hook(lambda module, inputs, output: given.append(inputs[0]))
+    real = network.attention_weights
+    monkeypatch.setattr(network, "attention_weights", lambda module, x: seen.append(x) or real(module, x))
+    network.attention(lab, name, places=1, steps=3, guidance=2.0)
+    assert len(given[-1]) == 2 and len(seen) == 1
+    assert torch.equal(seen[0], given[-1][:1]) and not torch.equal(seen[0], given[-1][1:])
 
 
 def test_nearest_finds_the_picture_itself_and_measures_rms():

@@ -238,6 +238,17 @@ def test_guidance_moves_the_mean_and_takes_the_variance_of_the_label(null_class)
     assert sizes == ([2] * 4 if null_class is None else [4] * 2)
 
 
+def test_half_precision_stops_at_the_networks_output():
+    def network(x, t, y):
+        return torch.cat([x, x], dim=1).bfloat16()
+
+    x_t = normal(2, 1, 3, 3).float()
+    guess = LearnedVariance(SCHEDULE, "x0").denoiser(network)(x_t, 9)
+    assert guess.variance(9, 8).dtype == torch.float32
+    exact = LearnedVariance(SCHEDULE, "x0").denoiser(lambda *a: network(*a).float())(x_t, 9)
+    assert_close(guess.variance(9, 8), exact.variance(9, 8), rtol=1e-6, atol=0)
+
+
 def test_a_network_without_a_variance_is_refused_in_one_line():
     denoise = GaussianDiffusion(SCHEDULE).denoiser(lambda x, t, y: x)
     with pytest.raises(ValueError, match=r"train one with --diffusion\.process learned_variance"):
