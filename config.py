@@ -341,7 +341,7 @@ PRESETS = {
         model=Model(64, (1, 2, 2), 1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2),
         diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=5.0),
         train=Train(
-            steps=24_000,
+            steps=18_000,
             batch_size=32,
             lr=5e-4,
             lr_schedule="cosine",
