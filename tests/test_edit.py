@@ -1,23 +1,27 @@
 """Editing against closed forms: what must stay stays, what is new has the right distribution; and edit.py itself."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from oracles import seeded
+from oracles import last, seeded
 from PIL import Image
 from torch.testing import assert_close
 
 import edit
+from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
+from diffusion import variants
 from diffusion.inpaint import inpaint, there_and_back
 from diffusion.invert import invert
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import ddim, ddpm, spaced
+from diffusion.samplers import ddim, ddpm, image_noise, spaced
 from diffusion.schedule import linear
+from models import checkpoint
 
 SCHEDULE = linear(50, 1e-3, 0.25)
 RHO = 0.8
@@ -67,10 +71,10 @@ def test_inpainting_keeps_the_known_pixels_bit_for_bit():
     # float32, as in use
     perfect = gaussian(SCHEDULE, PAIR)
     denoise = lambda x, t: tuple(z.float() for z in perfect(x.double(), t))  # noqa: E731
-    *_, last = inpaint(denoise, SCHEDULE, torch.zeros(3, 1, 1, 2), from_uint8(bytes_in), known)
-    assert last.t == 0
-    assert torch.equal(last.x[..., 0], from_uint8(bytes_in)[..., 0])
-    assert torch.equal(to_uint8(last.x)[..., 0], bytes_in[..., 0])
+    end = last(inpaint(denoise, SCHEDULE, torch.zeros(3, 1, 1, 2), from_uint8(bytes_in), known))
+    assert end.t == 0
+    assert torch.equal(end.x[..., 0], from_uint8(bytes_in)[..., 0])
+    assert torch.equal(to_uint8(end.x)[..., 0], bytes_in[..., 0])
 
 
 def repainted(**options):
@@ -79,8 +83,7 @@ def repainted(**options):
     picture = torch.full((6000, 1, 1, 2), 1.5, dtype=torch.float64)
     known = torch.tensor([[True, False]])
     denoise = gaussian(SCHEDULE, PAIR)
-    *_, last = inpaint(denoise, SCHEDULE, noise(picture), picture, known, noise_like=noise, **options)
-    new = last.x[..., 1]
+    new = last(inpaint(denoise, SCHEDULE, noise(picture), picture, known, noise_like=noise, **options)).x[..., 1]
     return new.mean().item(), new.var().item()
 
 
@@ -155,8 +158,7 @@ def from_level(level, x_0, clip=False):
     noise = seeded()
     x = diffusion.q_sample(x_0, torch.full((len(x_0),), level), noise(x_0))
     denoise = gaussian(SCHEDULE, 0.25 * torch.eye(4, dtype=torch.float64))
-    *_, last = ddpm(denoise, SCHEDULE, x, timesteps=spaced(level, level), noise_like=noise)
-    return last.x
+    return last(ddpm(denoise, SCHEDULE, x, timesteps=spaced(level, level), noise_like=noise)).x
 
 
 def test_image_to_image_returns_the_image_at_level_1_and_forgets_it_at_T():
@@ -173,6 +175,7 @@ def test_image_to_image_returns_the_image_at_level_1_and_forgets_it_at_T():
 def test_masks_are_what_their_names_say():
     assert edit.read_mask("left", (4, 6))[:, :3].all() and not edit.read_mask("left", (4, 6))[:, 3:].any()
     assert torch.equal(edit.read_mask("right", (4, 6)), ~edit.read_mask("left", (4, 6)))
+    assert edit.read_mask("top", (4, 6))[:2].all() and not edit.read_mask("top", (4, 6))[2:].any()
     assert torch.equal(edit.read_mask("bottom", (4, 6)), ~edit.read_mask("top", (4, 6)))
     assert torch.equal(edit.read_mask("border", (8, 8)), ~edit.read_mask("center", (8, 8)))
     assert edit.read_mask("center", (8, 8)).nonzero().tolist() == [[y, x] for y in range(2, 6) for x in range(2, 6)]
@@ -224,6 +227,116 @@ def test_invert_reports_the_error_against_steps(program, run_folder):
     assert code == 0, err
     assert [int(line.split()[0]) for line in out.splitlines() if "comes back" in line] == [5, 10, 20]
     assert set(json.loads(Path("out/invert/settings.json").read_text())["error_grey_levels"]) == {"5", "10", "20"}
+
+
+@pytest.fixture(scope="module")
+def awake(run_folder, tmp_path_factory):
+    """A checkpoint that hears its labels, as after more training; its averaged weights are others; guidance 2."""
+    config, state = checkpoint.load(run_folder / "best.pth")
+    noise = torch.Generator().manual_seed(0)
+    model, ema = ({k: v + 0.1 * torch.randn(v.shape, generator=noise) for k, v in state["ema"].items()} for _ in "12")
+    config = replace(config, sample=replace(config.sample, guidance=2.0))
+    path = tmp_path_factory.mktemp("awake") / "awake.pth"
+    checkpoint.save(path, config, model=model, ema=ema, step=8, classes=state["classes"])
+    return path
+
+
+PLAIN = {"seed": 0, "steps": 5, "weights": "ema", "label": "none", "guidance": 2.0}  # where no flag says otherwise
+LABEL = PLAIN | {"label": "3"}
+OTHER = {"seed": 7, "steps": 4, "weights": "raw", "label": "8", "guidance": 3.0}
+
+
+@pytest.fixture
+def same_by_hand(program, awake):
+    """same_by_hand(command, settings, flags, by_hand): edit.py's files are those of `by_hand`, bit for bit.
+
+    by_hand: (diffusion, denoise, x_0, noise) -> (what the strip shows between, results).  Returns the settings that
+    edit.py wrote and what it printed.
+    """
+
+    def check(command, settings, flags, by_hand, clip=True):
+        given = [word for k, v in settings.items() if v != PLAIN[k] for word in (f"--{k}", v)]
+        code, out, err = program("edit", command, "--ckpt", awake, "-n", 2, *given, *flags)
+        assert code == 0, err
+        model, config, _ = checkpoint.load_model(awake, weights=settings["weights"])
+        diffusion = variants.from_config(config.diffusion)
+        y = None if settings["label"] == "none" else torch.full((2,), int(settings["label"]))
+        denoise = diffusion.denoiser(model, y, guidance=settings["guidance"], clip=clip)
+        before = torch.from_numpy(reference.unseen(config.data, 2).pixels)
+        noise = image_noise(settings["seed"], [0, 1])
+        middle, after = by_hand(diffusion, denoise, from_uint8(before), noise)
+        shown = [pictures.upscale(z, 4) for z in (before, to_uint8(middle), to_uint8(after))]
+        for i in range(2):
+            assert torch.equal(pictures.load_png(f"out/{command}/{i:05d}.png"), shown[2][i])
+        assert torch.equal(pictures.load_png(f"out/{command}/strip.png"), pictures.strip(shown))
+        written = json.loads(Path(f"out/{command}/settings.json").read_text())
+        assert written.items() >= (settings | ({"guidance": None} if y is None else {})).items()
+        return written, out
+
+    return check
+
+
+BOX = (slice(4, 12), slice(4, 12))
+TOP = (slice(0, 8),)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "box", "jump", "resamples"),
+    [
+        (LABEL, (), BOX, 5, 5),
+        (OTHER, ("--mask", "top", "--jump", 2, "--resamples", 3), TOP, 2, 3),
+    ],
+    ids=["defaults", "flags"],
+)
+def test_inpaint_writes_what_the_library_draws(same_by_hand, settings, flags, box, jump, resamples):
+    def by_hand(diffusion, denoise, x_0, noise):
+        known = torch.ones(16, 16, dtype=torch.bool)
+        known[box] = False
+        walk = inpaint(
+            denoise, diffusion.schedule, noise(x_0), x_0, known,
+            timesteps=spaced(50, settings["steps"]), jump=jump, resamples=resamples, noise_like=noise,
+        )  # fmt: skip
+        return known * x_0, last(walk).x
+
+    same_by_hand("inpaint", settings, flags, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "sampler", "timesteps"),
+    [
+        (LABEL, (), ddim, spaced(25, 5)),
+        (OTHER, ("--level", 30, "--sampler", "ddpm"), ddpm, spaced(30, 4)),
+        (PLAIN, ("--level", 3), ddim, [3, 2, 1]),  # there are no five levels below 3
+    ],
+    ids=["defaults", "flags", "low"],
+)
+def test_img2img_writes_what_the_library_draws(same_by_hand, settings, flags, sampler, timesteps):
+    def by_hand(diffusion, denoise, x_0, noise):
+        x = diffusion.q_sample(x_0, torch.full((2,), timesteps[0]), noise(x_0))
+        return x, last(sampler(denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise)).x
+
+    assert same_by_hand("img2img", settings, flags, by_hand)[0]["levels"] == timesteps
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "refine"), [(LABEL, (), 0), (OTHER, ("--refine", 2), 2)], ids=["defaults", "flags"]
+)
+def test_invert_writes_what_the_library_finds_and_its_error(same_by_hand, settings, flags, refine):
+    error = {}
+
+    def by_hand(diffusion, denoise, x_0, noise):
+        for n in (1, 2, settings["steps"]):  # a quarter, half, all of them
+            levels = spaced(50, n)
+            x_T = last(invert(denoise, diffusion.schedule, x_0, timesteps=levels, refine=refine)).x
+            x = last(ddim(denoise, diffusion.schedule, x_T, timesteps=levels)).x
+            grey, was = ((z.double().numpy() + 1) * 255 / 2 for z in (x, x_0))  # [-1, 1] -> 0..255
+            error[str(n)] = float(np.sqrt(np.mean((grey - was) ** 2)))
+        return x_T, x
+
+    written, out = same_by_hand("invert", settings, flags, by_hand, clip=False)
+    assert written["error_grey_levels"] == pytest.approx(error, rel=1e-5)
+    for n, value in written["error_grey_levels"].items():
+        assert f"{n} steps: comes back with an error of {value:.2f} grey levels" in out
 
 
 @pytest.mark.parametrize(
