@@ -509,7 +509,8 @@ def plot(rows, path):
             panel.plot(steps, [r.get(key, math.nan) for r in rows], marker="o", markersize=3, label=label)
         panel.set(title=title, xlabel="optimiser step", yscale="log")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        panel.locator_params(axis="x", nbins=6)
+        panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # covers no curve
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
 
