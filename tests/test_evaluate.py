@@ -11,22 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracles import gaussian, normal, seeded
+from oracles import gaussian, last, normal, seeded
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
+import evaluate
 from config import PRESETS, UserError
-from dataset import reference
-from dataset.pixels import from_uint8
+from dataset import pictures, reference, sources
+from dataset.pixels import from_uint8, to_uint8
 from diffusion import bound, samplers, sde
 from diffusion.process import GaussianDiffusion, q_posterior
 from diffusion.samplers import image_noise
 from diffusion.schedule import from_betas, linear
+from diffusion.steps import spaced, spaced_logsnr, spaced_rho
 from evaluation import compare, features
 from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance, mmd2
 from evaluation.nearest import nearest, verdict
 from models import checkpoint
+from processes import Processes
 
 MU, STD = 0.1, 0.35
 
@@ -97,6 +100,16 @@ def test_kernel_distance_uses_subsets_that_differ():
     assert kernel_distance(x, y, subsets=20) == (mean, std, size)
 
 
+def test_kernel_distance_and_its_deviation_are_those_of_mmd2_over_subsets_without_repeats():
+    """A repeated point would count as a pair at no distance, which raises the mean."""
+    x, y, rng = normal(12, 4), normal(14, 4, seed=1) + 0.5, np.random.default_rng(1)
+    own = [mmd2(x[rng.permutation(12)[:6]], y[rng.permutation(14)[:6]]) for _ in range(600)]
+    mean, std, size = kernel_distance(x, y, subsets=600)
+    assert size == 6
+    assert abs(mean - mmd2(x, y)) < 4 * std / 600**0.5
+    assert std == pytest.approx(np.std(own), rel=0.2)
+
+
 # ---------------------------------------------------------------- features
 
 
@@ -111,6 +124,20 @@ def test_features_are_the_same_for_any_batch_and_any_number_of_channels(name):
     opaque = torch.cat([grey.expand(-1, 3, -1, -1), torch.full_like(grey, 255)], dim=1)
     assert_close(whole, see(opaque))
     assert see.digest == features.extractor(name).digest and len(see.digest) == 64
+
+
+def test_random_features_grow_with_the_contrast_around_mid_grey():
+    """No bias, and ReLU: means and deviations of channels are multiplied by what the picture is multiplied by."""
+    odd = 2 * torch.randint(-40, 40, (4, 3, 20, 12), generator=torch.Generator().manual_seed(0)) + 1
+    faint, strong = (((255 + k * odd) // 2).to(torch.uint8) for k in (1, 3))
+    see = features.extractor("random")
+    assert see(faint).abs().max() > 0.01
+    assert_close(see(strong), 3 * see(faint))
+
+
+def test_transparent_pictures_are_seen_on_white():
+    rgba = torch.tensor([200, 100, 0, 102], dtype=torch.uint8).view(1, 4, 1, 1)  # 40 % opaque
+    assert features.rgb(rgba).flatten().tolist() == [233, 193, 153]
 
 
 def test_only_inception_is_called_fid():
@@ -265,6 +292,27 @@ def test_verdict_tells_copies_from_new_pictures():
     assert verdict(unseen, unseen)["closer"] == 0.5
 
 
+def test_verdict_by_hand():
+    unseen = torch.arange(21, dtype=torch.float64)  # 5 % lie below 1
+    found = verdict(torch.tensor([0.5, 1.5, 10.0, 30.0], dtype=torch.float64), unseen)
+    assert found["very_close"] == 0.25
+    assert found["closer"] == pytest.approx((20 + 19 + 10.5 + 0) / (4 * 21))
+    assert found["error"] == pytest.approx((26 / (12 * 4 * 21)) ** 0.5)
+    assert not found["memorised"] and found["closer"] > 0.5 + 0.3 * found["error"]
+
+
+def test_a_split_of_the_reference_is_that_of_the_training_with_its_labels():
+    data = replace(PRESETS["smoke"].data, count=40, seed=5)
+    whole = reference.load(data, "all")
+    for split, chosen in zip(("train", "val"), sources.split(whole, data.val_fraction, data.seed)):
+        part = reference.load(data, split)
+        assert np.array_equal(part.pixels, whole.pixels[chosen])
+        assert np.array_equal(part.labels, whole.labels[chosen])
+        some = reference.every(part, 4)
+        spread = np.arange(4) * len(chosen) // 4  # 0, a quarter, a half, three quarters
+        assert np.array_equal(some.pixels, part.pixels[spread]) and np.array_equal(some.labels, part.labels[spread])
+
+
 def test_unseen_textiles_come_from_another_seed():
     data = PRESETS["smoke"].data
     seen, other = reference.load(data, "all").pixels, reference.unseen(data, 20).pixels
@@ -293,6 +341,114 @@ def test_distance_writes_its_protocol_and_never_calls_a_substitute_fid(program, 
     expected = {"n": 6, "data": "textiles", "split": "train", "sampler": "ddim", "steps": 2, "eta": 0.0, "seed": 0}
     assert expected.items() <= protocol.items()
     assert protocol["weights"] == "ema" and len(protocol["checkpoint_sha256"]) == len(protocol["features_sha256"]) == 64
+
+
+@pytest.fixture(scope="module")
+def awake(run_folder, tmp_path_factory):
+    """A checkpoint whose network hears labels and guidance, and that samples in its own way: all but the defaults."""
+    config, state = checkpoint.load(run_folder / "last.pth")
+    data, sample = replace(config.data, count=40, seed=5), replace(config.sample, steps=3, eta=0.5, guidance=3.0)
+    for seed, weights in enumerate((state["model"], state["ema"])):
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in weights.items():
+            weights[name] = weight + 0.1 * torch.randn(weight.shape, generator=generator)
+    more = {"model": state["model"], "ema": state["ema"], "step": 8, "classes": state["classes"]}
+    path = tmp_path_factory.mktemp("awake") / "last.pth"
+    checkpoint.save(path, replace(config, data=data, sample=sample), **more)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of pictures that are no textiles."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(24):
+        coarse = torch.from_numpy(rng.integers(0, 256, (3, 4, 4), dtype=np.uint8))
+        pictures.save_png(folder / f"{i:02}.png", pictures.upscale(coarse, 4))
+    return folder
+
+
+def drawn(path, n, weights="ema", seed=0, guidance=3.0, steps=3, eta=0.5, sampler="ddim"):
+    """The n pictures of a sampler by hand; by default as the config of `awake` says."""
+    model, config, _ = checkpoint.load_model(path, "cpu", weights)
+    diffusion, noise = GaussianDiffusion.from_config(config.diffusion), image_noise(seed, range(n))
+    x = noise(torch.empty(n, config.data.channels, *config.data.size))
+    denoise = diffusion.denoiser(model, torch.arange(n) % config.model.num_classes, guidance=guidance)
+    schedule = diffusion.schedule
+    levels, options = {
+        "ddim": (spaced(diffusion.T, steps), {"eta": eta}),
+        "dpmpp": (spaced_logsnr(schedule, steps), {}),
+        "heun": (spaced_rho(schedule, steps, 7.0), {}),
+    }[sampler]
+    walk = samplers.SAMPLERS[sampler](denoise, schedule, x, timesteps=levels, noise_like=noise, **options)
+    return to_uint8(last(walk).x)
+
+
+AS_ASKED = pytest.mark.parametrize(
+    "asked",
+    [{}, {"weights": "raw", "seed": 4, "guidance": 0.5, "steps": 2, "eta": 0.25}, {"sampler": "dpmpp", "steps": 4}],
+    ids=["as the run", "by flags", "another sampler"],
+)
+
+
+def flags(asked):
+    """{"seed": 4} -> ["--seed", 4]."""
+    return [part for name, value in asked.items() for part in (f"--{name}", value)]
+
+
+@AS_ASKED
+@pytest.mark.parametrize("own", [True, False], ids=["own data", "--data"])
+def test_nearest_is_that_of_pictures_drawn_by_hand(program, awake, photos, asked, own):
+    """In small batches, and yet with the noise and the class of each number; the figure shows the closest first."""
+    data = checkpoint.load(awake)[0].data
+    data = data if own else replace(data, source=str(photos))
+    more = () if own else ("--data", photos)
+    _, _, report = measure(program, awake, "nearest", "-n", 20, "--batch-size", 7, *more, *flags(asked))
+    training, unseen = reference.load(data).pixels, torch.from_numpy(reference.unseen(data, 20).pixels)
+    n = min(20, len(unseen))
+    samples = drawn(awake, n, **asked)
+    far, index = nearest(samples, training)
+    far_unseen, _ = nearest(unseen, training)
+    rows = np.loadtxt("o/nearest.csv", delimiter=",", skiprows=1)
+    assert rows[:, 0].tolist() == list(range(n)) and rows[:, 1].tolist() == index.tolist()
+    assert_close(torch.from_numpy(rows[:, 2]), far, rtol=0, atol=0.02)
+    expected = {
+        **verdict(far, far_unseen), "distance_of_samples": far.median().item(),
+        "distance_of_unseen": far_unseen.median().item(), "closest_sample": far.min().item(),
+    }  # fmt: skip
+    assert report["figures"] == pytest.approx(expected, abs=0.02)
+    order = far.argsort()[:16]
+    pairs = torch.stack([samples[order], torch.from_numpy(training[index[order].numpy()])], dim=1).flatten(0, 1)
+    figure, wanted = pictures.load_png("o/nearest.png"), pictures.grid(pictures.upscale(pairs, 4), columns=8)
+    assert figure.shape == wanted.shape
+    assert (figure.int() - wanted.int()).abs().max() <= 1  # another batch size may round otherwise
+
+
+def check_distance(program, path, command, name, split, data, asked):
+    """Both by the program, in small batches, and by hand."""
+    see, of = features.extractor(name), reference.load(data, split)
+    x, y = see(drawn(path, 9, **asked)), see(torch.from_numpy(of.pixels))
+    more = ("-n", 9, "--batch-size", 4, "--features", name, "--split", split, "--data", data.source, *flags(asked))
+    _, _, report = measure(program, path, command, *more)
+    figures = {"fid": compare.frechet_figures, "kid": compare.kernel_figures}[command](x, y, name)
+    assert report["figures"] == pytest.approx(figures, rel=1e-2, abs=1e-4)
+    assert report["protocol"]["reference_n"] == len(of.pixels)
+
+
+@AS_ASKED
+def test_distances_are_those_of_pictures_drawn_by_hand(program, awake, asked):
+    for command in ("fid", "kid"):
+        check_distance(program, awake, command, "pixels", "train", checkpoint.load(awake)[0].data, asked)
+
+
+def test_distances_are_to_the_data_the_split_and_in_the_features_asked_for_whatever_is_cached(program, awake, photos):
+    own = checkpoint.load(awake)[0].data
+    others = replace(own, source=str(photos))
+    for data, split, name in [
+        (own, "train", "pixels"), (own, "train", "random"), (own, "val", "random"), (own, "all", "random"),
+        (others, "train", "random"), (own, "train", "pixels"),
+    ]:  # fmt: skip
+        check_distance(program, awake, "fid", name, split, data, {})
 
 
 @pytest.mark.parametrize(("flags", "eta"), [((), 0.5), (("--eta", "0"), 0.0)])
@@ -342,6 +498,40 @@ def test_bpd_adds_up_by_term_and_by_t(program, run_folder):
     rows = [line.split(",") for line in Path("o/by_t.csv").read_text().split()[1:]]
     assert sum(float(r[2]) for r in rows) == pytest.approx(figures["L_t"])
     assert (int(rows[0][0]), int(rows[-1][1])) == (2, 50)
+
+
+@pytest.mark.parametrize(("split", "labels"), [("val", "given"), ("train", "given"), ("photos", "none")])
+def test_bpd_is_the_bound_by_hand_of_the_images_with_their_labels(program, awake, photos, split, labels):
+    """Every batch draws its own levels; those of a class that the model does not know are coded without one."""
+    path, seed, levels, n, size = awake, 2, 6, 5, 2
+    model, config, _ = checkpoint.load_model(path)
+    data = replace(config.data, source=str(photos)) if split == "photos" else config.data
+    images = reference.every(reference.load(data), n) if split == "train" else reference.unseen(data, n)
+    more = ("--data", photos) if split == "photos" else ("--split", split)
+    flags = ("-n", n, "--batch-size", size, "--levels", levels, "--seed", seed, "--variance", "large")
+    _, _, report = measure(program, path, "bpd", *flags, *more)
+    diffusion, parts = GaussianDiffusion.from_config(config.diffusion), []
+    for start in range(0, n, size):
+        numbers = range(start, min(n, start + size))
+        y = torch.from_numpy(images.labels[numbers]) if labels == "given" else None
+        network, rng = diffusion.denoiser(model, y), np.random.default_rng((seed, start, 1))
+        denoise = lambda x, t, network=network: tuple(z.double() for z in network(x.float(), t))  # noqa: E731
+        draw = lambda low, high, rng=rng: int(rng.integers(low, high + 1))  # noqa: E731
+        x_0 = from_uint8(torch.from_numpy(images.pixels[numbers])).double()
+        terms = bound.bound(denoise, diffusion.schedule, x_0, image_noise(seed, numbers), draw, levels, "large")
+        parts.append(torch.stack([bound.in_bits(nats, x_0) for *_, nats in terms], dim=1))
+    table = torch.cat(parts)
+    total, mean = table.sum(dim=1), table.mean(dim=0)
+    expected = {
+        "bits_per_dim": total.mean(), "standard_error": total.std() / n**0.5,
+        "L_0": mean[0], "L_t": mean[1:-1].sum(), "L_T": mean[-1],
+    }  # fmt: skip
+    assert report["figures"] == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-6)
+    rows = np.loadtxt("o/by_t.csv", delimiter=",", skiprows=1)
+    assert [tuple(row) for row in rows[:, :2].tolist()] == bound.strata(50, levels)
+    assert_close(torch.from_numpy(rows[:, 2]), mean[1:-1])
+    assert_close(torch.from_numpy(rows[:, 3]), mean[1:-1] / torch.from_numpy(rows[:, 1] - rows[:, 0] + 1))
+    assert report["protocol"]["labels"] == labels
 
 
 def test_loglik_of_a_perfect_network_is_the_closed_form_image_by_image(program, run_folder, monkeypatch):
@@ -394,6 +584,49 @@ def test_speed_and_sweep_have_a_row_for_every_sampler_and_number_of_steps(progra
             ("ddpm", "1", "1"), ("ddpm", "3", "3"), ("ddim", "1", "1"), ("ddim", "3", "3"),
         ]  # fmt: skip
     assert Path("o/sweep.png").exists()
+
+
+def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tmp_path, monkeypatch):
+    class Two(Processes):
+        def gather(self, thing):
+            return [thing, 2 * thing]
+
+    class Drawing:
+        group, guidance = Two(0, 2, torch.device("cpu")), 1.0
+        bar, steps = evaluate.Subject.bar, staticmethod(lambda n: n)
+
+        def draw(self, numbers, sampler, steps, eta):
+            clock.append(clock[-1] + 0.5 * steps)
+            return None, steps
+
+    clock = [0.0]
+    args = evaluate.parser().parse_args(["speed", "-n", "6", "--samplers", "ddim", "--steps", "1,4"])
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[-1])
+    _, rates = evaluate.speed(Drawing(), args, tmp_path)
+    assert rates == {"ddim_1": 12 / 1.0, "ddim_4": 12 / 4.0}
+
+
+def test_sweep_is_the_distance_by_hand_against_the_evaluations_a_picture(program, awake, monkeypatch):
+    """Heun asks twice a step, but once in the last; it is plotted against that, whatever the batches are."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    _, _, report = measure(
+        program, awake, "sweep", "-n", 6, "--batch-size", 4, "--samplers", "ddim,heun", "--steps", "4,2", "--seed", 3
+    )
+    rows = [line.split(",") for line in Path("o/sweep.csv").read_text().split()[1:]]
+    assert [(r[0], *map(int, r[1:3])) for r in rows] == [
+        ("ddim", 4, 4), ("ddim", 2, 2), ("heun", 4, 7), ("heun", 2, 3),
+    ]  # fmt: skip
+    reals = torch.from_numpy(reference.load(checkpoint.load(awake)[0].data).pixels)
+    for row in rows:
+        samples = drawn(awake, 6, seed=3, sampler=row[0], steps=int(row[1]), eta=0.0)
+        expected = compare.compare(samples, reals)
+        assert [float(v) for v in row[3:6]] == pytest.approx(list(expected.values())[:3], rel=1e-2, abs=1e-4)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in kept[0].axes[0].lines}
+    of = {name: sorted([int(r[2]), float(r[3])] for r in rows if r[0] == name) for name in ("ddim", "heun")}
+    assert lines == of
+    assert report["figures"]["frechet_distance_random"] == {f"{r[0]}_{r[1]}": float(r[3]) for r in rows}
 
 
 @pytest.mark.parametrize(
