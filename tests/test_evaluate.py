@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import gaussian, last, normal, seeded
+from PIL import Image
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
@@ -313,6 +314,15 @@ def test_a_split_of_the_reference_is_that_of_the_training_with_its_labels():
         assert np.array_equal(some.pixels, part.pixels[spread]) and np.array_equal(some.labels, part.labels[spread])
 
 
+def test_a_picture_to_edit_stands_as_its_camera_was_held(tmp_path):
+    image = np.arange(0, 192, dtype=np.uint8).reshape(8, 8, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    found = reference.open_picture(tmp_path / "a.png", (8, 8), 3)
+    assert np.array_equal(found.transpose(1, 2, 0), np.rot90(image, -1))
+
+
 def test_unseen_textiles_come_from_another_seed():
     data = PRESETS["smoke"].data
     seen, other = reference.load(data, "all").pixels, reference.unseen(data, 20).pixels
@@ -360,11 +370,12 @@ def awake(run_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of pictures that are no textiles."""
+    """A folder of pictures that are no textiles, in two classes that the model does not know."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for i in range(24):
         coarse = torch.from_numpy(rng.integers(0, 256, (3, 4, 4), dtype=np.uint8))
-        pictures.save_png(folder / f"{i:02}.png", pictures.upscale(coarse, 4))
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        pictures.save_png(folder / "ab"[i % 2] / f"{i:02}.png", pictures.upscale(coarse, 4))
     return folder
 
 
