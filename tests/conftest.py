@@ -9,6 +9,7 @@ import evaluate
 import explore
 import generate
 import main
+from config import override
 from models import checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
@@ -57,3 +58,18 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "smoke"
     assert cli.run(main.main, ["--preset", "smoke", "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def lively(run_folder):
+    """A checkpoint that hears all it is told, twelve classes among it, and samples with eta 0.7 and guidance 3."""
+    config, state = checkpoint.load(run_folder / "best.pth")
+    config = override(config, {"model.dropout": 0.5, "sample.eta": 0.7, "sample.guidance": 3.0})
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        key: {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in state[key].items()}
+        for key in ("model", "ema")
+    }
+    path = run_folder.parent / "lively.pth"
+    checkpoint.save(path, config, **weights, step=8, classes=state["classes"])
+    return path

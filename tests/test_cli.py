@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import generate
 from config import PRESETS, UserError, check, field_types, override, parse_value
-from diffusion.samplers import SAMPLERS
+from dataset.pixels import to_uint8
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced
 from models import checkpoint
 
 SMOKE = ("--preset", "smoke")
@@ -329,9 +331,6 @@ def test_another_batch_size_moves_no_pixel_by_more_than_one_grey_level(program, 
 
 def test_generate_is_ddim_on_the_ema_weights(program, run_folder):
     """Recompute picture 1 of the command from the parts of the library."""
-    from dataset.pixels import to_uint8
-    from diffusion.process import GaussianDiffusion
-    from diffusion.samplers import ddim, image_noise, spaced
     from models.unet import UNet
 
     flags = ["--ckpt", run_folder, "-n", 2, "--steps", 5, "--seed", 4, "--label", "zigzag", "--guidance", 2]
@@ -344,6 +343,50 @@ def test_generate_is_ddim_on_the_ema_weights(program, run_folder):
     denoise = diffusion.denoiser(model, torch.tensor([state["classes"].index("zigzag")]), guidance=2.0)
     *_, end = ddim(denoise, diffusion.schedule, x_T, timesteps=spaced(50, 5))
     assert abs(pixels("out/ddim/00001.png") - to_uint8(end.x)[0].permute(1, 2, 0).int().numpy()).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ([], {}),
+        (["--eta", "0"], {"eta": 0.0}),
+        (["--guidance", "1"], {"guidance": 1.0}),
+        (["--label", "none"], {"label": None}),
+        (["--label", "stars"], {"label": 6}),
+        (["--no-clip"], {"clip": False}),
+        (["--seed", "9"], {"seed": 9}),
+        (["--steps", "3"], {"steps": 3}),
+        (["--weights", "raw"], {"weights": "raw"}),
+    ],
+)
+def test_every_flag_of_generate_does_what_it_says_and_left_out_the_run_decides(program, lively, flags, changed):
+    def picture(weights="ema", steps=5, eta=0.7, guidance=3.0, label=1, clip=True, seed=0):
+        """Number 1, from the parts of the library."""
+        model, config, _ = checkpoint.load_model(lively, weights=weights)
+        diffusion, noise = GaussianDiffusion.from_config(config.diffusion), image_noise(seed, [1])
+        y = None if label is None else torch.tensor([label])
+        denoise, levels = diffusion.denoiser(model, y, guidance=guidance, clip=clip), spaced(50, steps)
+        x_T = noise(torch.empty(1, 3, 16, 16))
+        *_, end = ddim(denoise, diffusion.schedule, x_T, timesteps=levels, eta=eta, noise_like=noise)
+        return to_uint8(end.x)[0].permute(1, 2, 0).int().numpy()
+
+    assert program("generate", "ddim", "--ckpt", lively, "-n", 2, "--batch-size", 2, *flags)[0] == 0
+    assert abs(pixels("out/ddim/00001.png") - picture(**changed)).max() <= 1
+    assert not changed or abs(picture(**changed) - picture()).max() > 20  # and the flag matters
+
+
+def test_half_precision_changes_little(program, run_folder):
+    def picture(precision):
+        assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--precision", precision)[0] == 0
+        return pixels("out/ddim/00000.png")
+
+    assert 0 < abs(picture("bf16") - picture("fp32")).mean() < 5
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 50), ("ddim", 5), ("ode", 8)])
+def test_left_out_ddpm_visits_every_level_and_ode_shows_eight(program, run_folder, sampler, steps):
+    assert program("generate", sampler, "--ckpt", run_folder, "-n", 1, "--batch-size", 1)[0] == 0
+    assert json.loads(Path(f"out/{sampler}/settings.json").read_text())["steps"] == steps
 
 
 def test_raw_and_ema_weights_differ(program, run_folder):
@@ -389,6 +432,28 @@ def test_gif_and_strip(program, run_folder):
     )  # 4 pictures x (x, x0-hat), 8 stages, of 16 pixels and a gap of 2
     last = pixels("out/ddim/strip.png")[2:18, -18:-2]
     assert np.array_equal(last, pixels("out/ddim/00000.png"))
+    assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 50, "--gif")[0] == 0
+    with Image.open("out/ddim/denoising.gif") as gif:
+        assert gif.n_frames == 40  # at most
+
+
+def test_the_strip_and_the_film_show_the_walk_from_its_beginning(program, run_folder):
+    """The strip x_t above the guess of it; the film, whose colours are those of a GIF, x_t from the noise on."""
+    flags = ["--ckpt", run_folder, "-n", 1, "--batch-size", 1, "--steps", 8, "--gif", "--strip"]
+    assert program("generate", "ddim", *flags)[0] == 0
+    model, config, _ = checkpoint.load_model(run_folder / "best.pth")
+    diffusion, x_T = GaussianDiffusion.from_config(config.diffusion), image_noise(0, [0])(torch.empty(1, 3, 16, 16))
+    denoise = diffusion.denoiser(model, torch.tensor([0]))
+    walk = list(ddim(denoise, diffusion.schedule, x_T, timesteps=spaced(50, 8)))
+    rows = [[to_uint8(z)[0].permute(1, 2, 0).int().numpy() for z in some] for some in zip(*((s.x, s.x0) for s in walk))]
+    strip = pixels("out/ddim/strip.png")
+    for top, row in zip((2, 20), rows):
+        for left, picture in zip(range(2, 8 * 18, 18), row):
+            assert abs(strip[top : top + 16, left : left + 16] - picture).max() <= 1
+    stages = np.stack([to_uint8(x_T)[0].permute(1, 2, 0).int().numpy(), *rows[0]])
+    with Image.open("out/ddim/denoising.gif") as film:
+        shown = [np.asarray(frame.convert("RGB"))[2:18, 2:18].astype(int) for frame in ImageSequence.Iterator(film)]
+    assert [abs(stages - frame).mean(axis=(1, 2, 3)).argmin() for frame in shown] == list(range(9))
 
 
 def test_labels_by_name_by_number_and_in_turn(program, run_folder):

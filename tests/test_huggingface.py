@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from config import UserError
 from dataset import sources
+from trainer import COLUMNS
 
 
 def noise(i):
@@ -94,11 +96,34 @@ def test_a_missing_optional_package_is_one_line(program, monkeypatch, module, fl
     assert code == 2 and err.count("\n") == 1 and words in err
 
 
+def test_the_board_shows_each_figure_and_picture_at_its_step(program, monkeypatch):
+    """With a writer that takes notes, so that the package need not be there."""
+    seen = []
+
+    class Writer:
+        def __init__(self, folder):
+            seen.append(("folder", str(folder), None))
+
+        def add_scalar(self, name, value, step=None):
+            seen.append(("scalar", name, step))
+
+        def add_image(self, name, picture, step=None):
+            seen.append(("image", name, step))
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    assert program("main", "--preset", "smoke", "--tensorboard")[0] == 0
+    figures = [("scalar", name) for name in COLUMNS if name != "step"]
+    shown = [*figures, ("image", "step"), ("image", "strip")]
+    assert seen[0] == ("folder", "ckpt/smoke/tensorboard", None)
+    assert sorted(seen[1:]) == sorted((*what, step) for step in (4, 8) for what in shown)
+
+
 def test_tensorboard_gets_every_scalar_and_both_pictures(program, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from trainer import COLUMNS
 
     assert program("main", "--preset", "smoke", "--tensorboard")[0] == 0
     events = EventAccumulator(str(tmp_path / "ckpt/smoke/tensorboard"))

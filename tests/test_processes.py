@@ -10,7 +10,7 @@ import torch
 
 from config import UserError
 from models import checkpoint
-from processes import Processes, choose_device
+from processes import Processes, choose_device, start
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--preset", "smoke", "--train.accumulate", "2", "--device", "cpu"]
@@ -65,6 +65,31 @@ def test_one_process_needs_no_engine():
     assert alone.main and alone.gather(3) == [3] and alone.main_first(lambda: 5) == 5
     assert alone.sum(torch.tensor(2.0)).item() == 2.0
     alone.wait()
+
+
+@pytest.mark.parametrize(("rank", "order"), [(0, ["work", "wait"]), (1, ["wait", "work"])])
+def test_the_first_process_works_before_the_others_and_each_works_once(monkeypatch, rank, order):
+    done = []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: done.append("wait"))
+    assert Processes(rank, 2, torch.device("cpu")).main_first(lambda: done.append("work") or 5) == 5
+    assert done == order
+
+
+def test_the_rank_counts_over_all_machines(monkeypatch):
+    for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind: None)
+    group = start("cpu")
+    assert (group.rank, group.world, group.main) == (2, 4, False)
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu_unless_one_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = [choose_device(name, local=1) for name in ("auto", "cuda", "cuda:0")]
+    assert chosen == [torch.device("cuda", 1), torch.device("cuda", 1), torch.device("cuda", 0)]
+    with pytest.raises(UserError, match="there are 2 CUDA devices"):
+        choose_device("cuda:2")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps", "xpu", "cpu:a", "meta", ""])

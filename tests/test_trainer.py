@@ -5,30 +5,33 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import trainer as trainer_module
 from config import PRESETS, Train, UserError, from_dict, override, to_dict
-from dataset import sources
+from dataset import pictures, sources
 from dataset.batches import Batches
+from dataset.pixels import to_uint8
+from diffusion.samplers import ddim, image_noise, spaced
 from models import checkpoint
-from processes import start
+from processes import Processes, start
 from trainer import Trainer, locked, lr_at, total_steps
 
 SMOKE = ("--preset", "smoke")
 
 
-def small(folder="run", precision="auto", **values):
+def small(folder="run", precision="auto", processes=None, **values):
     """A Trainer on a few textiles."""
     values = {"train.steps": 4, "train.eval_every": 2, **values}
     config = override(PRESETS["smoke"], values)
     images = sources.load("textiles", size=config.data.size, channels=3, count=config.data.count)
     train, val = sources.split(images, config.data.val_fraction, 0)
-    t = Trainer(config, images, train, val, folder, start("cpu"), precision)
+    t = Trainer(config, images, train, val, folder, processes or start("cpu"), precision)
     t.open_folder()
     return t
 
@@ -140,6 +143,62 @@ def test_accumulating_equals_one_batch_of_the_same_images():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_every_forward_pass_takes_the_next_batch():
+    t, asked = small(**{"train.accumulate": 2}), []
+    real = t.loss
+    t.loss = lambda k: asked.append(k) or real(k)
+    for _ in range(3):
+        t.train_step()
+    assert asked == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_clip_norm_of_zero_leaves_the_gradient_as_it_is():
+    """Adam's first moment is then 0.1 of the whole gradient."""
+    t = small(**{"train.clip_norm": 0.0})
+    t.train_step()
+    moments = [t.optimizer.state[p]["exp_avg"] for p in t.model.parameters()]
+    norm = math.sqrt(sum(m.square().sum().item() for m in moments))
+    assert norm == pytest.approx(0.1 * t.sums[1].item(), rel=1e-4) and norm > 0
+
+
+@pytest.mark.parametrize("precision", list(trainer_module.PRECISIONS))
+def test_the_network_computes_in_the_precision_asked_for(precision):
+    t, seen = small(precision=precision), []
+    t.model.stem.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    t.loss(0)
+    assert seen == [trainer_module.PRECISIONS[precision]]
+
+
+def test_the_average_warms_up_as_the_config_says():
+    t = small(**{"train.ema_warmup": "power"})
+    t.ema.updates = 3
+    assert t.ema.decay() == pytest.approx(1 - 4**-0.75)
+
+
+def test_pictures_are_mirrored_only_if_the_config_says_so():
+    mirrored, plain = (small(**{"data.flip": flip, "train.batch_size": 16}).batches(0)[0] for flip in (True, False))
+    turned = [torch.equal(a, b.flip(-1)) for a, b in zip(mirrored, plain)]
+    assert 0 < sum(turned) < 16
+    assert all(torch.equal(a, b) for a, b, is_turned in zip(mirrored, plain, turned) if not is_turned)
+
+
+def test_processes_share_the_draws_of_a_batch_and_drop_out_differently(monkeypatch):
+    """Each of two processes takes every second of what one alone would draw; what the networks draw differs."""
+    monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda net, device_ids: net)
+    levels, own = {}, {}
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        t = small(processes=Processes(rank, world, torch.device("cpu")))
+
+        def network(x, level, y, key=(rank, world)):
+            levels[key], own[key] = level, torch.rand(4)
+            return torch.zeros_like(x)
+
+        t.net = network
+        t.loss(0)
+    assert torch.equal(levels[0, 1], torch.stack([levels[0, 2], levels[1, 2]], dim=1).flatten())
+    assert not torch.equal(own[0, 2], own[1, 2])
+
+
 def test_labels_are_hidden_at_the_stated_rate():
     t = small(**{"train.label_dropout": 0.25, "train.batch_size": 1000, "data.count": 8})
     seen = []
@@ -200,6 +259,104 @@ def test_validation_timesteps_cover_all_quarters_evenly():
     assert torch.bincount((levels - 1) * 4 // 50).tolist() == [2, 2, 2, 2] and len(set(levels.tolist())) == 8
 
 
+def test_validation_takes_pictures_from_all_that_were_held_out_and_tells_their_labels():
+    """The first ones of a folder would all be of one class."""
+    t, seen = small(**{"data.count": 80, "data.val_fraction": 0.5, "train.val_images": 8}), []
+    _, held_out = sources.split(t.images, 0.5, 0)
+    assert set(t.val) < set(held_out) and len(set(t.val)) == 8 and t.val.max() > held_out[20]
+    t.ema.model = lambda x, level, y: seen.append(y) or torch.zeros_like(x)
+    t.validate()
+    assert torch.cat(seen).tolist() == t.images.labels[t.val].tolist()
+
+
+def test_the_grid_and_the_strip_are_ddim_as_the_config_says():
+    """On the averaged weights, classes in turn; a stage of the strip is x_t and then the guess."""
+    t = small(**{"sample.eta": 0.7, "sample.guidance": 3.0, "sample.steps": 4})
+    torch.manual_seed(0)
+    with torch.no_grad():  # untrained, the last layer is silent and the label is not heard
+        for p in t.ema.model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    denoise = t.diffusion.denoiser(t.ema.model, torch.tensor([0, 1, 2]), guidance=3.0)
+    noise = image_noise(0, range(3))
+    x_T = noise(torch.empty(3, 3, 16, 16))
+    steps = list(ddim(denoise, t.diffusion.schedule, x_T, timesteps=spaced(50, 4), eta=0.7, noise_like=noise))
+    images, stages = t.sample(3)
+    assert torch.equal(images, to_uint8(steps[-1].x)) and len(stages) == 4
+    for (x, x0), step in zip(stages, steps):
+        assert torch.equal(x, to_uint8(step.x[0])) and torch.equal(x0, to_uint8(step.x0[0]))
+
+
+def test_the_strip_ends_in_the_first_picture_of_the_grid(run_folder):
+    grid, strip = (pictures.load_png(run_folder / f"samples/{name}_0000008.png") for name in ("step", "strip"))
+    assert torch.equal(strip[:, 2:66, -66:-2], grid[:, 2:66, 2:66])
+
+
+def test_a_row_of_the_metrics_is_about_the_steps_since_the_last_one(monkeypatch):
+    """Steps take one second, pictures and files a hundred each, which do not count as training time."""
+    t = small(**{"train.accumulate": 2, "train.lr_schedule": "cosine"})
+    clock, sums, rates, step = [0.0], [], [], t.train_step
+
+    def train_step():
+        before = t.sums.clone()
+        step()
+        clock[0] += 1
+        sums.append((t.sums - before)[:2])
+        rates.append(t.optimizer.param_groups[0]["lr"])
+
+    def slowly(work):
+        def slow(*args):
+            clock[0] += 100
+            return work(*args)
+
+        return slow
+
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: clock[0])
+    t.train_step, t.sample, t.save = train_step, slowly(t.sample), slowly(t.save)
+    t.fit()
+    assert [r["step"] for r in t.rows] == [2, 4]
+    for row, some in zip(t.rows, (slice(0, 2), slice(2, 4))):
+        loss, norm = torch.stack(sums[some]).mean(dim=0).tolist()
+        assert row["train_loss"] == pytest.approx(loss) and row["grad_norm"] == pytest.approx(norm)
+        assert row["epoch"] == pytest.approx(row["step"] * 8 / 6) and row["lr"] == rates[row["step"] - 1]
+        assert row["images_per_s"] == pytest.approx(8)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(monkeypatch):
+    t = small()
+    monkeypatch.setattr(t, "validate", lambda: {"val_loss": math.nan})
+    with pytest.raises(UserError, match="the validation loss is nan"):
+        t.fit()
+
+
+def test_each_curve_bears_its_own_name(monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    row = {"train_loss": 5.0, "val_loss": 6.0, "val_q1": 1.0, "val_q2": 2.0, "val_q3": 3.0, "val_q4": 4.0}
+    trainer_module.plot([{"step": 10, **row}], tmp_path / "loss.png")
+    drawn = {line.get_label(): line.get_ydata()[0] for axes in figures[0].axes for line in axes.get_lines()}
+    quarters = {"t in the first quarter (little noise)": 1, "second": 2, "third": 3, "last (nearly all noise)": 4}
+    assert drawn == {"train": 5, "validation (EMA)": 6, **quarters}
+
+
+def test_the_film_of_the_strips_goes_forward(tmp_path):
+    t = small()
+    for step in (2, 10, 30):
+        pictures.save_png(t.folder / f"samples/strip_{step:07d}.png", torch.full((3, 8, 8), step, dtype=torch.uint8))
+    t.animate_strips()
+    with Image.open(t.folder / "samples/strips.gif") as film:
+        shades = [np.asarray(frame.convert("L"))[0, 0] for frame in ImageSequence.Iterator(film)]
+    assert shades == [2, 10, 30]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux for the high-water mark")
+def test_peak_memory_is_the_high_water_mark_of_the_process_in_gib():
+    with open("/proc/self/status") as status:
+        kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    assert trainer_module.peak_memory(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
+
+
 # ---------------------------------------------------------------- interruption and resume
 
 
@@ -215,6 +372,30 @@ def test_2n_steps_equal_n_steps_a_stop_and_n_more_bit_for_bit(program, tmp_path)
     same(last(tmp_path / "whole"), last(tmp_path / "halves"))
     whole, halves = (checkpoint.load(tmp_path / f / "best.pth")[1] for f in ("whole", "halves"))
     same(whole, halves)
+
+
+def test_every_count_comes_back_on_resume():
+    """The lowest loss among them: a worse evaluation must not replace best.pth."""
+    t = small()
+    t.train_step()
+    t.skipped += 3
+    t.streak += 2
+    t.best = 0.25
+    t.save()
+    again = small()
+    again.resume(last(t.folder))
+    assert (again.step, again.ema.updates, again.best, again.skipped, again.streak) == (1, 1, 0.25, 3, 2)
+
+
+def test_several_processes_stop_together_where_all_of_them_ask():
+    """A signal to the other one is heard; one's own waits until then, or the other would wait for ever."""
+    t = small()
+    for others, own in ((1.0, False), (0.0, True)):
+        t.processes = SimpleNamespace(world=2, sum=lambda mine, others=others: mine + others)
+        t.stop = own
+        t._check_stop()
+        with pytest.raises(trainer_module.Interrupted):
+            t._check_stop(everyone=True)
 
 
 REAL_STEP = Trainer.train_step
@@ -435,7 +616,6 @@ def test_the_config_survives_json():
 
 
 def test_the_distance_of_samples_and_data_is_measured_only_when_asked_for(program, tmp_path):
-    from dataset import pictures
     from evaluation import compare
 
     flags = (*SMOKE, "--data.count", "40", "--train.distance_images", "12", "--train.distance_features", "pixels")
