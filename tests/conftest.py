@@ -1,5 +1,7 @@
 """Shared fixtures: a small trained run, and the programs called as a user calls them."""
 
+import signal
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from config import override
 from models import checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs begin with Ctrl-C ignored
 
 
 @pytest.fixture
