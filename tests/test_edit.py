@@ -146,6 +146,15 @@ def test_inversion_finds_the_noise_of_the_exact_path():
     assert near < far / 3 < 0.1
 
 
+@pytest.mark.parametrize("refine", [0, 1, 3])
+def test_each_refinement_asks_the_network_once_more_a_step(refine):
+    asked = []
+    perfect = gaussian(SCHEDULE, 0.1 * torch.eye(4, dtype=torch.float64))
+    denoise = lambda x, t: asked.append(t) or perfect(x, t)  # noqa: E731
+    last(invert(denoise, SCHEDULE, torch.ones(1, 1, 2, 2).double(), timesteps=[40, 20, 10], refine=refine))
+    assert asked == [t for t in (10, 20, 40) for _ in range(1 + refine)]
+
+
 def test_refined_inversion_is_undone_exactly():
     assert round_trip(20, refine=30)[0] < 1e-9
 

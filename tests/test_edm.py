@@ -32,6 +32,12 @@ def test_the_levels_run_from_sigma_min_to_sigma_max_evenly_in_the_seventh_root()
     assert_close((s ** (1 / 7)).diff(n=2), torch.zeros(T - 2, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
+def test_by_default_the_data_is_taken_to_have_the_deviation_of_the_paper():
+    """At σ = 0.5 half of the noisy picture is picture: c_skip = 1/2 there."""
+    c_skip, *_ = EDM(T).coefficients(level_of(torch.tensor([0.5], dtype=torch.float64), T), torch.zeros(1, 1, 1, 1))
+    assert c_skip.item() == pytest.approx(0.5, rel=1e-6)
+
+
 def test_sigma_and_its_inverse_are_a_round_trip():
     u = torch.linspace(1, T, 997, dtype=torch.float64)
     assert_close(level_of(sigma_at(u, T), T), u, rtol=0, atol=1e-11)

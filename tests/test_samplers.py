@@ -298,6 +298,7 @@ def test_image_noise_depends_on_seed_and_number_only():
     assert not torch.equal(first, a(x))
     assert not torch.equal(first, image_noise(1, [0, 1, 2])(x))
     assert not torch.equal(first[0], image_noise(2**32, [0])(x[:1])[0])  # all bits of the seed count
+    assert not torch.equal(first[1], image_noise(1, [0])(x[:1])[0])  # the next seed is not the next picture
 
 
 def test_image_noise_is_standard_normal():

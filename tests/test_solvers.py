@@ -198,6 +198,19 @@ def test_the_deterministic_solvers_draw_no_noise(name):
     last(SAMPLERS[name](mixture(linear()), linear(), START, timesteps=[1000, 500, 2], noise_like=forbidden))
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_picture_that_a_step_shows_is_a_guess_of_the_network_itself(name):
+    """Not what the solver makes of several: a strip shows what the network thinks."""
+    guesses, perfect = [], mixture(linear())
+
+    def denoise(x, t):
+        guesses.append(perfect(x, t))
+        return guesses[-1]
+
+    for step in SAMPLERS[name](denoise, linear(), START, timesteps=[1000, 700, 400, 90], noise_like=torch.zeros_like):
+        assert any(torch.equal(step.x0, x0) for x0, _ in guesses)
+
+
 @pytest.mark.parametrize(("schedule", "evaluations"), [("linear", 2 * 20 - 1), ("cosine", 2 * 20 - 2)])
 def test_heun_looks_twice_but_in_the_last_step_and_where_there_is_no_signal(schedule, evaluations):
     schedule, calls = SCHEDULES[schedule], []
