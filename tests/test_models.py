@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from config import PRESETS, Model, size_multiple
@@ -293,6 +294,24 @@ def test_resblock_is_a_residual_also_after_training():
     block = waken(ResBlock(8, 8, 16)).double()
     x, emb = torch.randn(1, 8, 4, 4).double(), torch.randn(1, 16).double()
     assert_close(block(x + 100, emb), block(x, emb) + 100)
+
+
+def test_resblock_is_the_formula_in_its_order():
+    """Norm, SiLU, convolution, shift; norm, SiLU, dropout, convolution; and the skip."""
+    block = waken(ResBlock(8, 16, 12, dropout=0.5)).double()
+    x, emb = torch.randn(2, 8, 4, 4).double(), torch.randn(2, 12).double()
+    torch.manual_seed(5)
+    found = block(x, emb)
+    torch.manual_seed(5)
+    h = block.conv1(F.silu(block.norm1(x))) + block.emb(F.silu(emb))[:, :, None, None]
+    h = block.conv2(F.dropout(F.silu(block.norm2(h)), 0.5))
+    assert_close(found, block.skip(x) + h)
+
+
+def test_attention_sits_where_the_short_side_has_the_resolution_and_in_the_first_middle_block():
+    config = Model(8, (1, 2), 1, mid_blocks=2, attention_resolutions=(8,), heads=2)
+    names = [name for name, module in UNet(config, size=(16, 32)).named_modules() if isinstance(module, Attention)]
+    assert names == ["encoder.1.0.attn", "middle.0.1", "decoder.0.0.attn", "decoder.0.1.attn"]
 
 
 def test_dropout_acts_in_training_only():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from dataset import pictures
 from dataset.batches import Batches
@@ -87,6 +87,10 @@ def test_flips_mirror_about_half_of_the_images_left_to_right():
     assert 0.4 < mirrored < 0.6
     assert torch.equal(x, b(0)[0]) and not torch.equal(x, b(1)[0])
     assert ((x[:, 0, 0] == x[:, 0, 1]).all()) and set(x.unique().tolist()) == {-1.0, 1.0}
+    assert not torch.equal(x, Batches(pixels, None, [0], batch_size=1000, seed=1, flip=True)(0)[0])
+    for rank in (0, 1):  # an image is mirrored or not, whichever process it falls to
+        share = Batches(pixels, None, [0], batch_size=1000, seed=0, flip=True, rank=rank, world=2)
+        assert torch.equal(share(0)[0], x[rank::2])
 
 
 def test_memory_mapped_pixels_work(tmp_path):
@@ -134,3 +138,10 @@ def test_a_gif_has_every_frame_and_loops(tmp_path):
     pictures.save_gif(tmp_path / "a.gif", frames)
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == 4 and gif.info["loop"] == 0
+        times = [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
+    assert times == [80, 80, 80, 1500]  # the last frame is held
+
+
+@pytest.mark.parametrize(("size", "factor"), [((32, 32), 2), ((16, 64), 4), ((64, 16), 4), ((256, 256), 1)])
+def test_the_short_side_becomes_readable(size, factor):
+    assert pictures.readable_scale(size) == factor
