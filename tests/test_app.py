@@ -63,11 +63,12 @@ def test_about_says_what_the_checkpoint_can_do(app):
     assert json.loads(get(app, "/api/about?checkpoint=again")[2])["T"] == 50
 
 
-def test_a_walk_sends_every_step_and_ends_in_the_picture_that_generate_makes(app, program, run_folder, tmp_path):
-    frames = walk(app, "steps=5&seed=4&n=1")
+@pytest.mark.parametrize("eta", ["0", "0.8"])
+def test_a_walk_sends_every_step_and_ends_in_the_picture_that_generate_makes(app, program, run_folder, tmp_path, eta):
+    frames = walk(app, f"steps=5&seed=4&n=1&eta={eta}")
     assert [f["step"] for f in frames] == list(range(6))
     assert [f["t"] for f in frames] == [50, 40, 30, 20, 10, 0]
-    argv = ["--ckpt", run_folder, "-n", "1", "--batch-size", "1", "--steps", "5", "--seed", "4"]
+    argv = ["--ckpt", run_folder, "-n", "1", "--batch-size", "1", "--steps", "5", "--seed", "4", "--eta", eta]
     assert program("generate", "ddim", *argv)[0] == 0
     expected = np.asarray(Image.open(tmp_path / "out" / "ddim" / "00000.png"))
     assert (picture(frames[-1]["x"]) == expected).all() and (picture(frames[-1]["x0"]) == expected).all()
