@@ -389,6 +389,14 @@ def test_left_out_ddpm_visits_every_level_and_ode_shows_eight(program, run_folde
     assert json.loads(Path(f"out/{sampler}/settings.json").read_text())["steps"] == steps
 
 
+def test_left_out_ode_shows_no_more_levels_than_there_are(program, run_folder, tmp_path):
+    config, state = checkpoint.load(run_folder / "best.pth")
+    config = override(config, {"diffusion.T": 4, "diffusion.beta_end": 0.95, "sample.steps": 2})
+    checkpoint.save(tmp_path / "short.pth", config, **{key: state[key] for key in ("model", "ema", "step", "classes")})
+    assert program("generate", "ode", "--ckpt", "short.pth", "-n", 1, "--batch-size", 1)[0] == 0
+    assert json.loads(Path("out/ode/settings.json").read_text())["steps"] == 4
+
+
 def test_raw_and_ema_weights_differ(program, run_folder):
     shots = []
     for weights in ("ema", "raw"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from config import Diffusion
 from diffusion.process import PREDICTIONS, GaussianDiffusion, q_posterior
 from diffusion.schedule import cosine, linear, zero_terminal
 
@@ -125,6 +126,19 @@ def test_v_is_the_velocity_of_the_rotation():
     h = 1e-6
     x = [math.cos(p) * x_0 + math.sin(p) * eps for p in (phi - h, phi + h)]
     assert_close(d.target(x_0, eps, t), (x[1] - x[0]) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_a_config_becomes_the_process_that_it_describes():
+    linearly = Diffusion(T=30, beta_start=0.01, beta_end=0.4, prediction="x0", min_snr_gamma=5.0)
+    evenly = Diffusion(T=30, schedule="cosine", prediction="v", zero_terminal_snr=True)
+    for config, expected in (
+        (linearly, GaussianDiffusion(linear(30, 0.01, 0.4), "x0", 5.0)),
+        (evenly, GaussianDiffusion(zero_terminal(cosine(30)), "v")),
+    ):
+        found = GaussianDiffusion.from_config(config)
+        assert found.prediction == expected.prediction
+        assert torch.equal(found.schedule.alpha_bar, expected.schedule.alpha_bar)
+        assert torch.equal(found.weight, expected.weight)
 
 
 def test_an_unknown_prediction_is_refused():
