@@ -101,6 +101,13 @@ def test_any_field_can_be_set(program, tmp_path):
     assert config.diffusion.min_snr_gamma == 5.0
 
 
+def test_precision_and_compile_reach_the_network(program, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
+    _, out, _ = program("main", *SMOKE, "--train.steps", 1, "--compile", "--precision", "bf16")
+    assert "cpu, bf16, compiled" in out and len(compiled) == 1
+
+
 def test_a_budget_in_epochs_replaces_one_in_steps(program, tmp_path):
     assert program("main", *SMOKE, "--train.epochs", "2")[0] == 0
     assert checkpoint.load(tmp_path / "ckpt/smoke/last.pth")[1]["step"] == 3  # 6 images, 2 epochs, batches of 4
