@@ -102,6 +102,8 @@ def _steps(text):
 def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
+    if hasattr(args, "sampler") and args.eta is not None and "eta" not in generate.OPTIONS[args.sampler]:
+        raise UserError(f"--eta {args.eta:g}: {args.sampler} has none; leave it out, or take --sampler ddim")
     path = cli.find_checkpoint(args.ckpt, args.preset)
     group = processes.start(args.device)
     try:
@@ -165,9 +167,12 @@ class Subject:
             raise UserError(f"--steps {asked}: this checkpoint has T = {self.diffusion.T}, so 1 to {self.diffusion.T}")
         return asked or min(self.config.sample.steps, self.diffusion.T)
 
-    def eta(self, asked):
-        """How much noise DDIM draws: what was asked for, or what the run samples with."""
-        return self.config.sample.eta if asked is None else asked
+    def options(self, sampler, eta):
+        """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: as the run samples."""
+        options = {name: declared["default"] for name, declared in generate.OPTIONS[sampler].items()}
+        if "eta" in options:
+            options["eta"] = self.config.sample.eta if eta is None else eta
+        return options
 
     def bar(self, total, unit):
         """A progress bar on the first process."""
@@ -177,16 +182,14 @@ class Subject:
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
         d, classes = self.config.data, self.model.null_class
-        options = {name: declared["default"] for name, declared in generate.OPTIONS[sampler].items()}
-        if "eta" in options:
-            options["eta"] = eta
+        options = self.options(sampler, eta)
         of_levels = {name: options.pop(name) for name in ("spacing", "rho") if name in options}
         timesteps = generate.levels(self.diffusion.schedule, steps, **of_levels)
-        if sampler == "ddim":
+        if "eta" in options:
             try:
-                check_eta(self.diffusion.schedule, adjacent(self.diffusion.schedule, timesteps), eta)
+                check_eta(self.diffusion.schedule, adjacent(self.diffusion.schedule, timesteps), options["eta"])
             except ValueError as error:
-                raise UserError(f"--eta {eta:g}: {error}") from None
+                raise UserError(f"--eta {options['eta']:g}: {error}") from None
         noise = image_noise(self.seed, numbers)
         x = noise(torch.empty(len(numbers), d.channels, *d.size, device=self.group.device))
         y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None
@@ -259,17 +262,17 @@ def kid(subject, args, out):
 
 def distance(subject, args, which):
     """The protocol, and the Frechet (which = 0) or the kernel distance (1) of exactly n samples."""
-    steps, eta = subject.steps(args.steps), subject.eta(args.eta)
+    steps, options = subject.steps(args.steps), subject.options(args.sampler, args.eta)
     see = features.extractor(args.features, subject.group.device, args.weights_file)
     if which == 0:
         warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, see)
     with subject.bar(args.n, "image") as bar:
-        work = lambda numbers: see(subject.draw(numbers, args.sampler, steps, eta)[0])  # noqa: E731
+        work = lambda numbers: see(subject.draw(numbers, args.sampler, steps, args.eta)[0])  # noqa: E731
         found = subject.each(args.n, work, bar)
     protocol = {
         **facts, "features": see.name, "features_sha256": see.digest,
-        "sampler": args.sampler, "steps": steps, "eta": eta, "guidance": subject.guidance,
+        "sampler": args.sampler, "steps": steps, **options, "guidance": subject.guidance,
     }  # fmt: skip
     if not subject.group.main:
         return protocol, {}
@@ -404,17 +407,17 @@ def loglik(subject, args, out):
 
 def nearest(subject, args, out):
     """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
-    steps, eta, group = subject.steps(args.steps), subject.eta(args.eta), subject.group
+    steps, options, group = subject.steps(args.steps), subject.options(args.sampler, args.eta), subject.group
     training = group.main_first(lambda: reference.load(subject.config.data, "train"))
     unseen = group.main_first(lambda: reference.unseen(subject.config.data, args.n))
     n = min(args.n, len(unseen.pixels))
     if n < args.n and group.main:
         print(f"warning: only {n:,} unseen images are there, so {n:,} samples are drawn", file=sys.stderr)
     with subject.bar(n, "image") as bar:
-        drawn = subject.each(n, lambda numbers: subject.draw(numbers, args.sampler, steps, eta)[0], bar)
+        drawn = subject.each(n, lambda numbers: subject.draw(numbers, args.sampler, steps, args.eta)[0], bar)
     protocol = {
         "data": training.name, "training_n": len(training.pixels), "compared": n, "sampler": args.sampler,
-        "steps": steps, "eta": eta, "guidance": subject.guidance,
+        "steps": steps, **options, "guidance": subject.guidance,
     }  # fmt: skip
     if not group.main:
         return protocol, {}

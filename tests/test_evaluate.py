@@ -17,6 +17,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 import evaluate
+import generate
 from config import PRESETS, UserError
 from dataset import pictures, reference, sources
 from dataset.pixels import from_uint8, to_uint8
@@ -351,6 +352,24 @@ def test_distance_writes_its_protocol_and_never_calls_a_substitute_fid(program, 
     expected = {"n": 6, "data": "textiles", "split": "train", "sampler": "ddim", "steps": 2, "eta": 0.0, "seed": 0}
     assert expected.items() <= protocol.items()
     assert protocol["weights"] == "ema" and len(protocol["checkpoint_sha256"]) == len(protocol["features_sha256"]) == 64
+
+
+def test_the_protocol_names_the_options_of_the_sampler_used_and_no_other(program, run_folder):
+    for sampler, options in {
+        "ddim": {"eta": 0.0, "spacing": "time"}, "dpmpp": {"spacing": "logsnr"}, "heun": {"rho": 7.0},
+        "pc": {"snr": 0.16, "corrector_steps": 1}, "ddpm": {"variance": "small"}, "ode": {"tol": 0.01},
+    }.items():  # fmt: skip
+        asked = ("-n", 2, "--sampler", sampler, "--steps", 2)
+        for name, extra in (("fid", ("--features", "pixels")), ("nearest", ())):
+            protocol = measure(program, run_folder, name, *asked, *extra)[2]["protocol"]
+            some = {name for declared in generate.OPTIONS.values() for name in declared} & protocol.keys()
+            assert {name: protocol[name] for name in some} == options
+
+
+@pytest.mark.parametrize("command", ["fid", "kid", "nearest"])
+def test_eta_is_refused_where_the_sampler_has_none(program, run_folder, command):
+    code, _, err = program("evaluate", command, "--ckpt", run_folder, "--sampler", "dpmpp", "--eta", 0)
+    assert code == 2 and "--eta 0: dpmpp has none" in err
 
 
 @pytest.fixture(scope="module")
