@@ -22,7 +22,7 @@ from models import checkpoint
 from trainer import Trainer, locked, peak_memory
 
 PICTURES = 64  # in the grid of --verify
-FIXED = ("model.", "diffusion.", "data.size", "data.channels")  # what a run keeps for life
+FIXED = ("model.", "diffusion.", "data.size", "data.channels", "data.seed")  # what a run keeps for life
 
 
 def parser():
