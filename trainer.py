@@ -91,6 +91,7 @@ class Trainer:
             raise UserError(f"--train.batch_size {c.batch_size}: not a multiple of the {processes.world} processes")
         self.precision = ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
         self.steps = total_steps(c, len(train))
+        self.classes = list(images.classes) if config.model.num_classes else []
         self.step = 0  # optimiser steps made
 
         seed_everything(c.seed)
@@ -433,7 +434,7 @@ class Trainer:
                 plot(self.rows, temp)
 
     def _save(self, name, resumable):
-        more = {"classes": list(self.images.classes) if self.config.model.num_classes else []}
+        more = {"classes": self.classes}
         if resumable:
             more |= {
                 "optimizer": self.optimizer.state_dict(),
@@ -460,6 +461,11 @@ class Trainer:
             raise UserError(
                 f"the data has changed: {len(self.batches.indices)} training images, "
                 f"{before} when {path} was saved; bring them back or start a new run with --out"
+            )
+        if (before := state["classes"]) != self.classes:  # a folder renamed: the labels would mean other things
+            raise UserError(
+                f"the data has changed: classes {', '.join(self.classes)}; they were {', '.join(before)} "
+                f"when {path} was saved; bring them back or start a new run with --out"
             )
         try:
             with warnings.catch_warnings():

@@ -500,6 +500,16 @@ def test_resume_refuses_another_network_and_other_data(program):
     assert code == 2 and "cannot be resumed" in err
 
 
+def test_resume_refuses_classes_that_changed_places():
+    """As a renamed folder makes them do: every label would mean another class."""
+    t = small()
+    t.save()
+    state = last(t.folder)
+    state["classes"] = state["classes"][::-1]
+    with pytest.raises(UserError, match="the data has changed: classes stripes, zigzag"):
+        small().resume(state)
+
+
 # ---------------------------------------------------------------- NaN
 
 
