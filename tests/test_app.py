@@ -3,22 +3,31 @@
 import base64
 import io
 import json
+import re
 import shutil
 import threading
 import urllib.error
 import urllib.request
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import explore
-from lessons.app import App, listed, parse
+from dataset.pictures import grid
+from dataset.pixels import to_uint8
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS, image_noise, spaced
+from lessons.app import PAGE, PARAMETERS, App, listed, parse
+from lessons.between import lerp, slerp
+from models import checkpoint
 
 
 @pytest.fixture(scope="module")
-def app(run_folder):
-    server = App({"smoke": run_folder / "best.pth", "again": run_folder / "last.pth"})
+def app(run_folder, lively):
+    server = App({"smoke": run_folder / "best.pth", "again": run_folder / "last.pth", "lively": lively})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -58,9 +67,11 @@ def test_the_page_needs_nothing_from_elsewhere(app):
 
 def test_about_says_what_the_checkpoint_can_do(app):
     about = json.loads(get(app, "/api/about")[2])
-    assert about["T"] == 50 and about["checkpoints"] == ["smoke", "again"] and len(about["classes"]) == 12
-    assert about["samplers"].keys() == dict.fromkeys(explore.walks.SAMPLERS).keys() and about["samplers"]["ddim"]
-    assert json.loads(get(app, "/api/about?checkpoint=again")[2])["T"] == 50
+    assert about["T"] == 50 and about["checkpoints"] == ["smoke", "again", "lively"] and len(about["classes"]) == 12
+    assert about["samplers"].keys() == dict.fromkeys(explore.walks.SAMPLERS).keys()
+    assert [name for name, hears_eta in about["samplers"].items() if hears_eta] == ["ddim"]
+    assert (about["steps"], about["guidance"], about["size"]) == (5, 1.0, [16, 16])
+    assert json.loads(get(app, "/api/about?checkpoint=lively")[2])["guidance"] == 3.0
 
 
 @pytest.mark.parametrize("eta", ["0", "0.8"])
@@ -79,6 +90,127 @@ def test_a_walk_sends_every_step_and_ends_in_the_picture_that_generate_makes(app
 def test_every_sampler_reaches_the_picture(app, sampler):
     frames = walk(app, f"sampler={sampler}&steps=4&label=stars&guidance=2&n=2")
     assert frames[-1]["t"] == 0 and len(np.unique(picture(frames[-1]["x"]))) > 10
+
+
+class Library:
+    """What the same parameters mean with nothing of the lessons in between."""
+
+    def __init__(self, path, weights="ema", **given):
+        p = {name: default for name, (_, default) in PARAMETERS.items()} | given
+        model, config, state = checkpoint.load_model(path, weights=weights)
+        diffusion, self.sampler = GaussianDiffusion.from_config(config.diffusion), SAMPLERS[p["sampler"]]
+        classes, numbers = state["classes"], range(p["n"])
+        y = {None: [i % len(classes) for i in numbers], "none": None}.get(p["label"], [p["label"]] * p["n"])
+        y = None if y is None else torch.tensor([classes.index(i) if i in classes else int(i) for i in y])
+        guidance = config.sample.guidance if p["guidance"] is None else p["guidance"]
+        self.denoise, self.schedule = diffusion.denoiser(model, y, guidance=guidance), diffusion.schedule
+        self.timesteps = spaced(self.schedule.T, p["steps"] or config.sample.steps)
+        self.options = {"eta": p["eta"]} if p["sampler"] == "ddim" else {}
+        self.noise_like = image_noise(p["seed"], numbers)
+        a, b = (f(torch.empty(p["n"], 3, 16, 16)) for f in (self.noise_like, image_noise(p["other"], numbers)))
+        self.x, self.between = a, {"slerp": slerp, "lerp": lerp}[p["along"]](a, b, p["where"])
+
+    def stages(self, x):
+        """(t, x, x0) of every step, as pictures."""
+        walk = self.sampler(
+            self.denoise, self.schedule, x, timesteps=self.timesteps, noise_like=self.noise_like, **self.options
+        )
+        return [(step.t, self.picture(step.x), self.picture(step.x0)) for step in walk]
+
+    def picture(self, x):
+        x = to_uint8(x)
+        return (x[0] if len(x) == 1 else grid(x, padding=1)).permute(1, 2, 0).numpy().astype(int)
+
+
+def same(a, b):
+    """Two pictures are one; another thread may round the last bit otherwise."""
+    return a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1
+
+
+BASE = {"checkpoint": "lively", "n": 2, "steps": 4}
+WALKS = (
+    {"sampler": "ddpm"}, {"sampler": "heun"}, {"sampler": "pc"}, {"steps": 7}, {"eta": 0.8}, {"seed": 3},
+    {"label": "stars"}, {"label": "none"}, {"label": "7"}, {"guidance": 0.0}, {"guidance": 1.5}, {"n": 5},
+    {"n": 1}, {"checkpoint": "smoke"},
+)  # fmt: skip
+MORPHS = (
+    {"other": 5}, {"where": 0.8}, {"along": "lerp"}, {"seed": 3}, {"label": "stars"}, {"label": "none"},
+    {"guidance": 0.0}, {"guidance": 1.5}, {"steps": 7}, {"n": 5}, {"checkpoint": "smoke"},
+)  # fmt: skip
+
+
+def test_every_parameter_is_tried_below():
+    assert {name for change in WALKS + MORPHS for name in change} == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("change", ({}, {"steps": None}, *WALKS), ids=str)
+def test_a_walk_is_what_the_library_makes_of_the_same_parameters(app, change):
+    p = BASE | change
+    frames = walk(app, urlencode({name: value for name, value in p.items() if value is not None}))
+    path = app.checkpoints[p["checkpoint"]]
+    library = Library(path, **p)
+    first, expected = library.picture(library.x), library.stages(library.x)
+    assert [f["step"] for f in frames] == list(range(len(expected) + 1)) and frames[0]["x0"] is None
+    assert {f["of"] for f in frames} == {len(expected)} and frames[0]["t"] == 50
+    assert same(picture(frames[0]["x"]), first)
+    for frame, (t, x, x0) in zip(frames[1:], expected):
+        assert frame["t"] == t and same(picture(frame["x"]), x) and same(picture(frame["x0"]), x0)
+    plain = Library(app.checkpoints["lively"], **BASE)
+    assert not change or not same(plain.stages(plain.x)[-1][1], expected[-1][1]), "this parameter would do nothing"
+
+
+@pytest.mark.parametrize("change", ({}, *MORPHS), ids=str)
+def test_a_morph_is_what_the_library_makes_of_the_same_parameters(app, change):
+    base = BASE | {"seed": 1, "other": 2, "where": 0.3}
+    p = base | change
+    status, kind, body = get(app, f"/api/morph?{urlencode(p)}")
+    assert (status, kind) == (200, "image/png")
+    expected, plain = (Library(app.checkpoints[q["checkpoint"]], **q) for q in (p, base))
+    expected, plain = (made.stages(made.between)[-1][1] for made in (expected, plain))
+    assert same(picture(body), expected)
+    assert not change or not same(plain, expected), "this parameter would do nothing"
+
+
+def test_the_command_serves_the_checkpoint_and_the_weights_asked_for(program, lively, monkeypatch):
+    served = []
+
+    def until_interrupted(app):
+        served.append((app.url, next(iter(app.checkpoints.values())), list(app.walk(parse("n=2&steps=4")))[-1]["x"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(App, "serve_forever", until_interrupted)
+    code, out, _ = program("explore", "app", "--ckpt", lively, "--weights", "raw", "--port", 0, "--device", "cpu")
+    ((url, path, end),) = served
+    assert code == 0 and f"open {url} in a browser" in out and path == lively
+    raw, averaged = (Library(lively, weights, n=2, steps=4) for weights in ("raw", "ema"))
+    assert same(picture(end), raw.stages(raw.x)[-1][1])
+    assert not same(picture(end), averaged.stages(averaged.x)[-1][1])
+
+
+def test_the_page_speaks_of_what_the_server_knows(app):
+    """A name that only one of the two has is a control that does nothing; a browser would not even say so."""
+    page = PAGE.read_text()
+    form, script = re.search("<form.*?</form>", page, re.DOTALL)[0], page.split("<script>")[1]
+    fields = set(re.findall(r'name="(\w+)"', form))
+    besides = set(re.findall(r"(\w+):", re.search(r"wanted = query\(\{(.*?)\}\)", script)[1]))
+    assert fields | besides == set(PARAMETERS) and not fields & besides
+    assert set(re.findall(r'field\("(\w+)"\)', script)) <= fields
+    ids = set(re.findall(r'\bid="(\w+)"', page))
+    assert set(re.findall(r'\$\("(\w+)"\)', script)) <= ids and {"slider", "other", "along"} <= ids
+    assert {get(app, path)[0] for path in re.findall(r'"(/api/\w+)\?', script)} == {200}
+    about = json.loads(get(app, "/api/about")[2])
+    assert set(re.findall(r"about\.(\w+)", script)) <= about.keys()
+    frames = walk(app, "steps=1")
+    assert set(re.findall(r"frame\.(\w+)", script)) == frames[0].keys() == frames[1].keys()
+    paths = re.search(r'<select id="along">(.*?)</select>', page)[1]
+    assert parse("")["along"] == re.findall(r'value="(\w+)"', paths)[0]
+    for name, texts in (
+        ("along", re.findall(r'value="(\w+)"', paths)),
+        ("n", re.findall(r"<option[^>]*>(\d+)", form)),
+        ("eta", re.findall(r'name="eta".*?min="(.*?)" max="(.*?)"', form)[0]),
+        ("where", re.findall(r'id="slider".*?min="(.*?)" max="(.*?)"', page)[0]),
+    ):
+        assert len({parse(f"{name}={text}")[name] for text in texts}) == len(texts) >= 2
 
 
 def test_the_morph_begins_and_ends_in_the_pictures_of_its_seeds(app):

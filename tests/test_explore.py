@@ -2,7 +2,9 @@
 
 import inspect
 import re
-from itertools import pairwise
+from dataclasses import replace
+from itertools import count, pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from PIL import Image, ImageSequence
 from torch.testing import assert_close
 
 import explore
-from config import Config, Diffusion, Model
+from config import Config, Data, Diffusion, Model, override
+from dataset import pictures, sources, textiles
 from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab, last, rms
+from models import checkpoint
 from models.attention import Attention
 from models.unet import UNet
 
@@ -41,6 +46,52 @@ def lab(run_folder):
     return Lab.open(run_folder / "best.pth", seed=3)
 
 
+@pytest.fixture(scope="module")
+def attentive(lively):
+    """The lab of a checkpoint that hears its labels, its guidance (3 unless told) and its steps (5)."""
+    return Lab.open(lively, seed=3)
+
+
+def drawn(numbers, seed=3):
+    """The noise that generate.py begins these pictures with."""
+    return image_noise(seed, numbers)(torch.empty(len(numbers), 3, 16, 16))
+
+
+def denoiser(lab, label=None, guidance=3.0):
+    """What a sampler calls, with nothing of the lessons in between.  label: a number, or several."""
+    y = None if label is None else torch.as_tensor(label)
+    return lab.diffusion.denoiser(lab.model, y, guidance=1.0 if y is None else guidance)
+
+
+def walked(lab, x, label=None, guidance=3.0, levels=(), **options):
+    return last(ddim(denoiser(lab, label, guidance), lab.schedule, x, timesteps=levels, **options))
+
+
+def cells(axes_image, rows, columns):
+    """The pictures of a wall, cut out again: (rows, columns, h, w, 3)."""
+    sheet = np.asarray(axes_image)
+    h, w = (sheet.shape[0] + 6) // rows, (sheet.shape[1] + 6) // columns
+    return np.stack(
+        [np.stack([sheet[r * h : r * h + h - 6, c * w : c * w + w - 6] for c in range(columns)]) for r in range(rows)]
+    )
+
+
+def names(fig):
+    """What is written beside the rows of a wall, and above its columns."""
+    return [[label.get_text() for label in get()] for get in (fig.axes[0].get_yticklabels, fig.axes[0].get_xticklabels)]
+
+
+def assert_shows(fig, rows, row_names, column_names):
+    """The wall shows these pictures: rows of (K, C, H, W), no two alike unless the lesson says so."""
+    expected = figure.visible(torch.stack(rows)).permute(0, 1, 3, 4, 2).numpy().astype(int)
+    R, K, H, _, _ = expected.shape
+    shown = cells(fig.axes[0].images[0].get_array(), R, K)
+    k = shown.shape[2] // H
+    assert shown.shape[2] == k * H
+    assert np.abs(shown[:, :, k // 2 :: k, k // 2 :: k] - expected).max() <= 1  # another batch may round otherwise
+    assert names(fig) == [list(row_names), list(column_names)]
+
+
 # ---------------------------------------------------------------- every lesson
 
 
@@ -59,6 +110,66 @@ def test_every_lesson_draws_a_picture_and_says_in_two_sentences_what_to_see(prog
 def test_every_option_of_a_lesson_is_explained():
     used = {name for lesson in explore.LESSONS.values() for name in explore.options(lesson)}
     assert used == set(explore.OPTIONS)
+
+
+def test_every_option_reaches_its_lesson_as_typed_and_seed_and_weights_reach_the_lab(program, lively, monkeypatch):
+    typed = {name: "lerp" if name == "along" else "3" for name in explore.OPTIONS}
+    given = {}
+
+    def lesson(**arguments):
+        """One line.
+
+        What to see.
+        """
+        given.update(arguments)
+        return figure.blank("title", height=60)
+
+    def called(lab, **arguments):
+        return lesson(lab=lab, **arguments)
+
+    called.__doc__ = lesson.__doc__
+    option = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    called.__signature__ = inspect.Signature(
+        [inspect.Parameter(name, option, default=None) for name in ("lab", *typed)]
+    )
+    monkeypatch.setitem(explore.LESSONS, "called", called)
+    argv = [word for name, text in typed.items() for word in (f"-{name}" if len(name) == 1 else f"--{name}", text)]
+    code, _, err = program("explore", "called", "--ckpt", lively, "--seed", 7, "--weights", "raw", *argv)
+    assert (code, err) == (0, "")
+    lab = given.pop("lab")
+    assert given == {name: explore.OPTIONS[name][0](text) for name, text in typed.items()}
+    raw, _, _ = checkpoint.load_model(lively, weights="raw")
+    assert lab.seed == 7 and all(torch.equal(a, b) for a, b in zip(lab.model.parameters(), raw.parameters()))
+
+
+@pytest.mark.parametrize("name", [n for n, lesson in explore.LESSONS.items() if "data" in explore.options(lesson)])
+def test_a_lesson_with_data_of_its_own_looks_at_no_other(lab, monkeypatch, name):
+    argv = [name, *TINY[name], "--data", "there"]
+    given = {o: v for o, v in vars(explore.parser().parse_args(argv)).items() if o in explore.OPTIONS}
+    asked, photos = [], lab.photos()
+    monkeypatch.setattr(Lab, "photos", lambda self, data=None: asked.append(data) or photos)
+    explore.LESSONS[name](lab, **given)
+    assert set(asked) == {"there"}
+
+
+def test_the_photos_are_those_that_the_run_trained_on_and_those_it_held_out(lab):
+    """As main.py draws and splits them, from the data's own seed."""
+    lab = replace(lab, config=override(lab.config, {"data.seed": 5, "data.count": 10}))
+    drawn, _ = textiles.draw(10, 5, (16, 16))
+    images = sources.load("textiles", size=(16, 16), channels=3, count=10, seed=5)
+    assert (images.pixels == drawn).all()
+    train, val = sources.split(images, lab.config.data.val_fraction, 5)
+    photos = lab.photos()
+    for found, numbers in ((photos.train, train), (photos.val, val)):
+        assert_close(found, torch.from_numpy(drawn[numbers]) / 127.5 - 1)
+    assert_close(lab.photo(1), photos.val[1:2])
+
+
+def test_levels_are_those_asked_for_or_evenly_spread_from_the_lowest_to_the_last(lab):
+    assert lab.levels((), 3) == [0, 25, 50] and lab.levels((), 3, low=2) == [2, 26, 50]
+    assert lab.levels((40, 7, 40), 3) == [7, 40]
+    with pytest.raises(explore.UserError, match="so 1 to 50"):
+        lab.levels((0, 7), 3, low=1)
 
 
 @pytest.mark.parametrize("name", list(explore.LESSONS))
@@ -114,7 +225,10 @@ def test_lessons_on_labels_refuse_a_network_without_labels():
 
 def test_forward_shows_each_schedule_at_each_level(lab):
     x_0, eps = lab.photo(0), lab.noise([0])[0]
-    shown = cells(noise.forward(lab, levels=(0, 20, 50)).axes[0].images[0].get_array(), 2, 3)
+    fig = noise.forward(lab, levels=(0, 20, 50))
+    left = [[f"{s.alpha_bar[t]:.0%}" for s in noise.both(lab.T).values()] for t in (0, 20, 50)]
+    assert names(fig) == [["linear", "cosine"], [f"t = {t}\n{a}  {b}" for t, (a, b) in zip((0, 20, 50), left)]]
+    shown = cells(fig.axes[0].images[0].get_array(), 2, 3)
     for row, schedule in zip(shown, noise.both(lab.T).values()):
         for picture, t in zip(row, (0, 20, 50)):
             ab = schedule.alpha_bar[t]
@@ -146,7 +260,117 @@ def test_the_error_is_the_training_loss(lab):
     assert_close(noise.errors(lab, x_0, [t])[lab.diffusion.prediction][0], expected.item(), rtol=1e-5, atol=0)
 
 
+def test_schedules_draws_beta_alpha_bar_snr_and_its_logarithm_against_t(lab):
+    panels = noise.schedules(lab).axes
+    for name, schedule in noise.both(lab.T).items():
+        ab = schedule.alpha_bar[1:]
+        for axes, values in zip(panels, (schedule.betas[1:], ab, ab / (1 - ab), ab.logit()), strict=True):
+            (line,) = (line for line in axes.lines if line.get_label() == name)
+            assert list(line.get_xdata()) == list(range(1, 51))
+            assert_close(torch.as_tensor(line.get_ydata()), values)
+    assert [axes.get_yscale() for axes in panels] == ["log", "linear", "linear", "linear"]
+
+
+def test_loss_draws_the_error_of_seen_and_of_held_out_pictures_from_everywhere_in_the_data(attentive):
+    (axes,) = noise.loss(attentive, images=2, points=3).axes
+    photos, levels, curves = attentive.photos(), [1, 25, 50], {}
+    for line in axes.lines:
+        assert list(line.get_xdata()) == levels
+        curves[line.get_label(), line.get_linestyle()] = list(line.get_ydata())
+    for kind, style, images in (("seen in training", "-", photos.train[[0, -1]]), ("held out", "--", photos.val)):
+        found = noise.errors(attentive, images, levels)
+        for key, name in (("x0", "the picture"), ("eps", "the noise"), ("v", "the mixture v")):
+            assert curves.pop((f"{name}: {kind}", style)) == found[key]
+    assert not curves
+
+
 # ---------------------------------------------------------------- the way back
+
+
+def test_denoise_shows_a_walk_and_its_guesses_above_and_a_real_picture_and_its_guesses_below(attentive):
+    lab, wanted, x = attentive, (50, 20, 0), drawn([0])
+    stars = [lab.classes.index("stars")]
+    told, blind = denoiser(lab, stars, 2.0), denoiser(lab)
+    walk = {50: x, **{s.t: s.x for s in ddim(told, lab.schedule, x, timesteps=[50, 33, 20, 16])}}
+    real = {t: lab.diffusion.q_sample(lab.photo(1), torch.tensor([t]), x) for t in wanted}
+    with torch.no_grad():
+        rows = [
+            torch.cat(row)
+            for stages, guess in ((walk, told), (real, blind))
+            for row in ([stages[t] for t in wanted], [guess(stages[t], t)[0] if t else stages[t] for t in wanted])
+        ]
+    fig = walks.denoise(lab, levels=(0, 20, 50), steps=3, label="stars", guidance=2.0, picture=1)
+    beside = ["walk: $x_t$", r"its guess $\hat{x}_0$", "real: $x_t$", r"its guess $\hat{x}_0$"]
+    assert_shows(fig, rows, beside, ["t = 50", "t = 20", "t = 0"])
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock for the lessons that moves on by a second whenever it is read."""
+    monkeypatch.setattr(walks, "time", SimpleNamespace(perf_counter=count().__next__))
+
+
+def test_steps_shows_and_measures_each_walk_beside_the_full_chain(attentive, ticking, capsys):
+    lab, counts = attentive, [2, 5, 50]
+    fig = walks.steps(lab, counts=(5, 2, 99), n=2, label="stars", guidance=2.0)
+    stars = [lab.classes.index("stars")] * 2
+    ends = [walked(lab, drawn(range(2)), stars, 2.0, spaced(50, c)) for c in counts]
+    assert_shows(fig, [torch.stack(row) for row in zip(*ends)], ["stars"] * 2, [f"{c} steps" for c in counts])
+    distances = [(end - ends[-1]).flatten(1).square().mean(1).sqrt().mean().item() for end in ends]
+    said = [[float(word) for word in line.split()] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert said == [[c, 0.5, pytest.approx(d, abs=6e-5)] for c, d in zip(counts, distances)]  # 1 s for two pictures
+    (far,), (long,) = (axes.lines for axes in fig.axes[1:])
+    assert list(far.get_xdata()) == counts[:-1] and list(far.get_ydata()) == pytest.approx(distances[:-1], rel=1e-4)
+    assert list(long.get_xdata()) == counts and list(long.get_ydata()) == [0.5] * 3
+
+
+def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(attentive, ticking, monkeypatch):
+    lab, ends, above = attentive, [], []
+    monkeypatch.setattr(
+        walks, "SAMPLERS", {name: SAMPLERS[name] for name in ("ddim", "heun", "ddpm")}
+    )  # the quick ones
+    for name, sampler in walks.SAMPLERS.items():
+        calls, inner = [], denoiser(lab, [0, 1], 2.0)
+        noise_like = image_noise(3, range(2))
+
+        def counted(x, t, inner=inner, calls=calls):
+            return calls.append(t) or inner(x, t)
+
+        x = noise_like(torch.empty(2, 3, 16, 16))
+        ends.append(last(sampler(counted, lab.schedule, x, timesteps=spaced(50, 3), noise_like=noise_like)))
+        above.append(f"{name}\n{len(calls)} evaluations\n0.50 s")
+    assert len({name.split("\n")[1] for name in above}) > 1
+    fig = walks.samplers(lab, steps=3, n=2, guidance=2.0)
+    assert_shows(fig, [torch.stack(row) for row in zip(*ends)], lab.classes[:2], above)
+
+
+def test_every_column_of_eta_begins_with_the_same_noise_and_draws_the_same_on_the_way(attentive):
+    lab, x = attentive, drawn([0]).repeat(2, 1, 1, 1)
+    stars = [lab.classes.index("stars")] * 2
+    columns = [
+        walked(lab, x, stars, 2.0, spaced(50, 4), eta=eta, noise_like=image_noise(4, range(2))) for eta in (0.5, 1.0)
+    ]
+    fig = walks.eta(lab, etas=(0.5, 1.0), draws=2, steps=4, label="stars", guidance=2.0)
+    assert_shows(fig, [torch.stack(row) for row in zip(*columns)], ["draw 1", "draw 2"], ["η = 0.5", "η = 1"])
+
+
+def test_in_seeds_rows_share_the_noise_and_columns_the_label(attentive):
+    lab = attentive
+    rows = [walked(lab, drawn([0], seed).repeat(12, 1, 1, 1), range(12), 2.0, spaced(50, 2)) for seed in (3, 4)]
+    assert_shows(walks.seeds(lab, n=2, steps=2, guidance=2.0), rows, ["seed 3", "seed 4"], lab.classes)
+
+
+def test_in_guidance_rows_share_the_scale_and_columns_noise_and_label(attentive):
+    lab = attentive
+    rows = [walked(lab, drawn(range(12)), range(12), scale, spaced(50, 2)) for scale in (0.0, 1.5, 4.0)]
+    fig = walks.guidance(lab, scales=(0.0, 1.5, 4.0), steps=2)
+    assert_shows(fig, rows, ["scale 0", "scale 1.5", "scale 4"], lab.classes)
+
+
+def test_steps_and_guidance_left_out_are_the_checkpoints_own(attentive):
+    lab = attentive
+    rows = [walked(lab, drawn([0]).repeat(12, 1, 1, 1), range(12), 3.0, spaced(50, 5))]
+    assert_shows(walks.seeds(lab, n=1), rows, ["seed 3"], lab.classes)
 
 
 def test_the_distance_to_the_full_chain_falls_with_the_steps(lab):
@@ -169,15 +393,6 @@ def test_rms_is_taken_image_by_image():
     assert_close(rms(difference), torch.tensor([3.0, 8.0**0.5]))
 
 
-def cells(axes_image, rows, columns):
-    """The pictures of a wall, cut out again: (rows, columns, h, w, 3)."""
-    sheet = np.asarray(axes_image)
-    h, w = (sheet.shape[0] + 6) // rows, (sheet.shape[1] + 6) // columns
-    return np.stack(
-        [np.stack([sheet[r * h : r * h + h - 6, c * w : c * w + w - 6] for c in range(columns)]) for r in range(rows)]
-    )
-
-
 def test_at_eta_zero_every_draw_is_the_same_picture_and_at_one_it_is_not(lab):
     fig = walks.eta(lab, etas=(0.0, 1.0), draws=3, steps=5)
     pictures = cells(fig.axes[0].images[0].get_array(), 3, 2)
@@ -192,6 +407,14 @@ def test_a_wall_keeps_every_pixel_as_a_whole_square():
     assert pictures.shape == (2, 3, 40, 40, 3)
     assert (pictures[:, :, ::10, ::10] == figure.visible(rows).permute(0, 1, 3, 4, 2).numpy()).all()
     assert (pictures.reshape(2, 3, 4, 10, 4, 10, 3) == pictures[:, :, ::10, ::10][:, :, :, None, :, None]).all()
+    # each name stands at the middle of its pictures
+    height, width = 2 * 40 + 6, 3 * 40 + 2 * 6
+    assert axes.images[0].get_array().shape == (height, width, 3)
+    for ticks, labels, expected in (
+        (axes.get_yticks(), axes.get_yticklabels(), {"a": 19.5, "b": 65.5}),
+        (axes.get_xticks(), axes.get_xticklabels(), {"x": 19.5, "y": 65.5, "z": 111.5}),
+    ):
+        assert dict(zip([label.get_text() for label in labels], ticks, strict=True)) == expected
     extent = axes.get_window_extent()
     assert (round(extent.width), round(extent.height)) == axes.images[0].get_array().shape[1::-1]
 
@@ -253,6 +476,36 @@ def test_the_ends_of_a_morph_are_the_pictures_that_generate_makes(program, run_f
             assert np.abs(shown.astype(int) - picture).max() <= 1  # another batch size may round the last bit
 
 
+def test_every_frame_of_a_morph_is_made_from_the_noise_on_its_path_with_the_labels_of_its_pictures(attentive):
+    """In several batches, with labels in turn, guidance, and a path through three seeds."""
+    lab, frames, n = attentive, 8, 3
+    assert frames * n > between.WORK and between.WORK % n
+    film = between.morph(lab, (5, 6, 7), frames, n, along="lerp", steps=2, guidance=2.0, upscale=2)
+    a, b, c = (drawn(range(n), seed) for seed in (5, 6, 7))
+    for i, frame in enumerate(film):
+        place = 2 * i / (frames - 1)
+        x = (1 - place) * a + place * b if place <= 1 else (2 - place) * b + (place - 1) * c
+        shown = figure.visible(walked(lab, x, range(n), 2.0, spaced(50, 2)))
+        expected = pictures.grid(pictures.upscale(shown, 2), columns=n)
+        assert frame.shape == expected.shape and (frame.int() - expected.int()).abs().max() <= 1
+    assert len(film) == frames
+    with_label = between.morph(lab, (5, 6), 2, 2, label="stars", upscale=1)[1]
+    stars = [lab.classes.index("stars")] * 2
+    expected = pictures.grid(figure.visible(walked(lab, drawn(range(2), 6), stars, 3.0, spaced(50, 5))), columns=2)
+    assert (with_label.int() - expected.int()).abs().max() <= 1
+
+
+def test_interpolate_shows_the_one_picture_at_the_left_and_the_other_at_the_right_in_strides_of_a_whole_walk(attentive):
+    lab, eps = attentive, drawn([0])
+    a, b = lab.photo(1), lab.photo(0)
+    ratios = (0.0, 0.5, 1.0)
+    noised = [lab.diffusion.q_sample(x, torch.tensor([25]), eps) for x in (a, b)]
+    mixed = torch.cat([(1 - w) * noised[0] + w * noised[1] for w in ratios])
+    rows = [torch.cat([(1 - w) * a + w * b for w in ratios]), walked(lab, mixed, levels=[25, 12])]
+    fig = between.interpolate(lab, levels=(0, 25), mixtures=3, picture=1, other=0, steps=4)
+    assert_shows(fig, rows, ["t = 0", "t = 25"], ["100% + 0%", "50% + 50%", "0% + 100%"])
+
+
 def test_a_morph_has_the_frames_asked_for(program, run_folder, tmp_path):
     assert program("explore", "morph", "--ckpt", run_folder, "--frames", "7", "-n", "1", "--steps", "2")[0] == 0
     assert sum(1 for _ in ImageSequence.Iterator(Image.open(tmp_path / "out" / "explore" / "morph.gif"))) == 7
@@ -311,6 +564,57 @@ def test_attention_is_looked_at_where_the_walk_puts_it_and_with_the_class(lab, m
     assert torch.equal(seen[0], given[-1][:1]) and not torch.equal(seen[0], given[-1][1:])
 
 
+def test_the_square_is_where_the_pixel_that_asks_stands_and_bright_is_where_it_looks(monkeypatch):
+    """On a picture that is not square, with one head that looks at itself and one that looks at the row below."""
+    h, w = 8, 12
+    model = Model(8, (1, 2), 1, attention_resolutions=(h,), mid_blocks=0, heads=2, dropout=0.0)
+    config = Config(
+        data=Data(size=(2 * h, 2 * w)), model=model, diffusion=Diffusion(T=10, beta_end=0.9, prediction="x0")
+    )
+    net = UNet(model, size=config.data.size).eval().requires_grad_(False)
+    net.head.bias.fill_(0.5)  # the guess is grey everywhere
+    lab = Lab(net, config, GaussianDiffusion.from_config(config.diffusion), (), torch.device("cpu"))
+    itself = torch.eye(h * w)
+    below = itself.roll(w, dims=1)  # row i, who asks, has its one at i + w
+    monkeypatch.setattr(network, "attention_weights", lambda module, x: torch.stack([itself, 0.2 * below])[None])
+    fig = network.attention(lab, places=3, steps=2)
+    axes = fig.axes[0]
+    assert names(fig) == [["place 1", "place 2", "place 3"], [r"guess $\hat{x}_0$", "head 1", "head 2"]]
+    assert fig.texts[1].get_text().startswith("layer decoder.0.0.attn, 8 x 12 places, at t = 3;")
+    shown = cells(axes.images[0].get_array(), 3, 3)[..., 0]
+    k = shown.shape[2] // h  # pixels a place
+    cell_h, cell_w = shown.shape[2] + 6, shown.shape[3] + 6
+    squares = np.array([[*box.get_xy(), box.get_width(), box.get_height()] for box in axes.patches]).reshape(3, 3, 4)
+    asked = []
+    for i in range(3):
+        for j in range(3):
+            left, top, width, height = squares[i, j]
+            column, row = (left + 0.5 - j * cell_w) / k, (top + 0.5 - i * cell_h) / k
+            asked.append((round(row), round(column)))
+            assert (width, height) == (k, k) and (row, column) == pytest.approx(asked[3 * i])
+        row, column = asked[3 * i]
+        for j, looks_at in ((1, row), (2, (row + 1) % h)):
+            expected = np.full((h, w), round(127.5 * 0.12 * 1.5))  # dark
+            expected[looks_at, column] = round(127.5 * 1.5)  # the guess itself
+            assert (shown[i, j, k // 2 :: k, k // 2 :: k] == expected).all()
+        assert (shown[i, 0] == round(127.5 * 1.5)).all()
+    assert len(set(asked)) == 3 and all(0 <= row < h and 0 <= column < w for row, column in asked)
+
+
+def test_attention_walks_to_its_level_as_it_is_told(attentive):
+    lab, layer = attentive, "encoder.1.0.attn"
+    stars = [lab.classes.index("stars")]
+    told = denoiser(lab, stars, 2.0)
+    x = next(s.x for s in ddim(told, lab.schedule, drawn([0]), timesteps=[50, 33, 20, 16]) if s.t == 20)
+    fig = network.attention(lab, layer, level=20, places=1, steps=3, label="stars", guidance=2.0)
+    shown = cells(fig.axes[0].images[0].get_array(), 1, 3)[0, 0]
+    k = shown.shape[0] // 16
+    with torch.no_grad():
+        expected = figure.visible(told(x, 20)[0])[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(shown[::k, ::k] - expected).max() <= 1
+    assert fig.texts[1].get_text().startswith(f"layer {layer}, 8 x 8 places, at t = 20;")
+
+
 def test_nearest_finds_the_picture_itself_and_measures_rms():
     images = normal(20, 3, 4, 4)
     distances, indices = network.nearest(images[[7, 3]] + 0.01, images, 2)
@@ -325,3 +629,32 @@ def test_memorise_recognises_a_copy(lab, monkeypatch, capsys):
     monkeypatch.setattr(network, "last", lambda walk: train[torch.arange(16) % len(train)])
     network.memorise(lab, n=2, neighbours=1)
     assert "made 0.000" in capsys.readouterr().out
+
+
+def test_memorise_shows_made_pictures_over_their_nearest_and_measures_many_made_and_held_out(attentive, capsys):
+    lab, photos = attentive, attentive.photos()
+    fig = network.memorise(lab, n=2, neighbours=2, steps=2, guidance=2.0)
+    labels = [i % 12 for i in range(64)]
+    made = torch.cat(
+        [walked(lab, drawn(range(i, i + 16)), labels[i : i + 16], 2.0, spaced(50, 2)) for i in range(0, 64, 16)]
+    )
+
+    def distances(images):  # (B, N), to every training picture
+        return (images[:, None] - photos.train).square().flatten(2).mean(2).sqrt()
+
+    near, order = distances(made[:2]).sort(dim=1)
+    above = [f"{lab.classes[i]}\n{near[i, 0]:.2f}" for i in range(2)]
+    rows = [made[:2], photos.train[order[:, 0]], photos.train[order[:, 1]]]
+    assert_shows(fig, rows, ["made", "nearest 1", "nearest 2"], above)
+    ends = {"made": distances(made).amin(1), "held out": distances(photos.val).amin(1)}
+    said = re.findall(r"(made|held out) (\d\.\d{3})", capsys.readouterr().out)
+    assert {name: float(text) for name, text in said} == {
+        k: pytest.approx(v.median().item(), abs=6e-4) for k, v in ends.items()
+    }
+    assert len(fig.axes[1].containers) == 2
+    for bars in fig.axes[1].containers:
+        ((name, count),) = re.findall(r"(.+) \((\d+)\)", bars[0].get_label())
+        assert int(count) == len(ends[name])
+        edges = [*(bar.get_x() for bar in bars), bars[-1].get_x() + bars[-1].get_width()]
+        heights, _ = np.histogram(ends[name], edges, density=True)
+        assert_close(torch.tensor([bar.get_height() for bar in bars]), torch.tensor(heights), rtol=1e-3, atol=1e-6)
