@@ -1,16 +1,23 @@
 """The programs as a user meets them: what they make, and how they refuse."""
 
+import argparse
 import hashlib
 import json
+import os
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
 
+import cli
 import generate
+import main
 from config import PRESETS, UserError, check, field_types, override, parse_value
+from dataset import pictures, sources
 from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced
@@ -40,10 +47,10 @@ def pictures_in(folder, n=8, size=(20, 24), seed=0):
 
 
 def test_training_starts_and_ends_with_the_run_folder(program):
-    code, out, err = program("main", *SMOKE)
+    code, out, err = program("main", *SMOKE, "--train.accumulate", 2)
     assert code == 0 and err == ""  # quiet: no progress bar where there is no terminal
     assert out.index("run       ckpt/smoke") < out.index("step ") < out.rindex("run       ckpt/smoke")
-    for word in ("parameters", "cpu, fp32", "GiB", "generate.py ddim"):
+    for word in ("parameters", "cpu, fp32", "8 steps of 8 images = 10.7 epochs", "GiB", "generate.py ddim"):
         assert word in out
 
 
@@ -53,6 +60,7 @@ def test_list_presets_names_every_preset_and_its_data(program):
     for name in PRESETS:
         assert f"\n{name}\n" in "\n" + out
     assert "16,185" in out and "1,059" in out
+    assert "fabrics\n    64,64 pixels, 500,000 steps of 64 images\n" in out  # two batches of 32 a step
 
 
 def test_help_lists_every_field(program):
@@ -82,6 +90,14 @@ def test_verify_counts_and_shows_the_data_and_stops(program, tmp_path):
     assert "10 usable, 1 skipped" in out and "cats/bad.png" in out and "cats: 5 images" in out and "dogs: 5" in out
     assert pixels("verify-smoke.png").ndim == 3
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_verify_shows_what_is_trained_on_as_the_data_seed_draws_and_divides_it(program):
+    assert program("main", *SMOKE, "--verify", "--data.count", 200, "--data.seed", 5)[0] == 0
+    cloth = sources.load("textiles", size=(16, 16), channels=3, count=200, seed=5)
+    train, _ = sources.split(cloth, PRESETS["smoke"].data.val_fraction, seed=5)
+    some = torch.from_numpy(cloth.pixels[train[::2][:64]])  # of 150, from all of them
+    assert np.array_equal(pixels("verify-smoke.png"), pictures.grid(pictures.upscale(some, 4)).permute(1, 2, 0))
 
 
 def test_any_field_can_be_set(program, tmp_path):
@@ -126,6 +142,16 @@ def test_a_folder_of_images_trains_and_brings_its_own_classes(program, tmp_path,
     assert config.model.num_classes == (0 if flat else 3)
     assert state["classes"] == ([] if flat else ["cats", "dogs", "emus"])
     assert program("generate", "ddim", "-n", "2")[0] == 0
+
+
+def test_classes_come_from_the_folders_where_the_preset_wants_any_and_without_them_nothing_guides():
+    def fitted(preset, *classes):
+        config = check(main.fit_classes(PRESETS[preset], SimpleNamespace(classes=classes), explicit=False))
+        return config.model.num_classes, config.sample.guidance
+
+    assert fitted("textiles", "cats", "dogs") == (2, 1.5)
+    assert fitted("textiles") == (0, 1.0)
+    assert fitted("pokemon", "cats", "dogs") == (0, 1.0)
 
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p not in ("smoke", "textiles")])
@@ -237,16 +263,11 @@ def test_mistakes_of_main_get_one_line_and_exit_code_2(program, tmp_path, flags,
 
 
 def test_debug_shows_the_traceback():
-    import cli
-    import main
-
     with pytest.raises(UserError):
         cli.run(main.main, ["--preset", "nothing", "--debug"])
 
 
 def test_a_defect_of_ours_is_not_hidden():
-    import cli
-
     def broken(argv):
         raise ValueError("ours")
 
@@ -256,14 +277,65 @@ def test_a_defect_of_ours_is_not_hidden():
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")])
 def test_out_of_memory_says_what_to_turn_down(capsys, error):
-    import cli
-
     def hungry(argv):
         raise error
 
     assert cli.run(hungry, []) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "batch" in err
+
+
+# ---------------------------------------------------------------- cli
+
+
+def test_warnings_and_mistakes_are_one_plain_line_each_and_leave_stdout_to_the_results(capsys):
+    def mistaken(argv):
+        warnings.warn("careful", stacklevel=1)
+        raise UserError("\x1b[31mred\n.png: not an image")
+
+    assert cli.run(mistaken, []) == 2
+    assert capsys.readouterr() == ("", "warning: careful\nerror: ?[31mred .png: not an image\n")
+
+
+def test_a_reader_that_goes_away_is_no_mistake(capsys, monkeypatch):
+    def unread(argv):
+        raise BrokenPipeError
+
+    closed = []
+    monkeypatch.setattr(os, "dup2", lambda nowhere, stdout: closed.append(stdout))
+    assert cli.run(unread, []) == 0 and closed == [1]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_limits_of_a_number_are_themselves_allowed():
+    size, share = cli.whole(1, 64), cli.number(0, 1)
+    assert (size("1"), size("64"), share("0")) == (1, 64, 0.0)
+    for parse, text in ((size, "0"), (size, "65"), (share, "-0.1"), (share, "1"), (cli.number(), "inf")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a "):
+            parse(text)
+
+
+def test_a_checkpoint_is_that_of_the_newest_run_unless_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for time, name in enumerate(("smoke/best", "smoke/last", "b/best", "c/best", "c/last", "a/best")):
+        path = tmp_path / f"ckpt/{name}.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time, time))
+    found = {
+        (None, None): "a/best",
+        ("last", None): "c/last",
+        (None, "smoke"): "smoke/best",
+        ("last", "smoke"): "smoke/last",
+        ("ckpt/smoke", None): "smoke/best",
+        ("ckpt/smoke/last.pth", None): "smoke/last",
+    }
+    for named, name in found.items():
+        assert cli.find_checkpoint(*named) == Path(f"ckpt/{name}.pth"), named
+
+
+def test_a_class_called_by_a_number_comes_before_the_number():
+    assert cli.find_label("1", ("1", "0"), 2) == 0 and cli.find_label("1", ("a", "b"), 2) == 1
 
 
 # ---------------------------------------------------------------- config
@@ -273,13 +345,51 @@ def test_values_are_parsed_by_the_type_of_the_field():
     assert parse_value("train.lr", "2e-4") == 2e-4 and parse_value("train.steps", "10") == 10
     assert parse_value("data.size", "64") == (64, 64) and parse_value("data.size", "48x64") == (48, 64)
     assert parse_value("model.channel_mults", "1,2,4") == (1, 2, 4) and parse_value("model.decoder_blocks", "") == ()
-    assert parse_value("data.flip", "no") is False and parse_value("diffusion.min_snr_gamma", "none") is None
+    assert [parse_value("data.flip", word) for word in ("true", "1", "Yes")] == [True] * 3
+    assert [parse_value("data.flip", word) for word in ("false", "0", "No")] == [False] * 3
+    assert parse_value("diffusion.min_snr_gamma", "none") is None
 
 
 def test_every_preset_passes_its_own_check():
     for name, config in PRESETS.items():
         assert config.name == name
         check(config)
+
+
+BOUNDS = [  # a field of the preset smoke, the last value that works, the first that does not
+    ("data.count", 1, 0),
+    ("data.seed", 0, -1),
+    ("model.heads", 4, 7),
+    ("model.dropout", 0.0, -0.1),
+    ("model.num_res_blocks", 1, 0),
+    ("model.mid_blocks", 0, -1),
+    ("model.decoder_blocks", (2, 0), (3, 0)),
+    ("model.num_classes", 0, -1),
+    ("model.channels", 2**16, 2**16 + 4),
+    ("diffusion.min_snr_gamma", 0.1, 0.0),
+    ("train.epochs", 1, -1),
+    ("train.accumulate", 1, 0),
+    ("train.eval_every", 1, 0),
+    ("train.max_skips", 1, 0),
+    ("train.val_images", 4, 3),  # one in each quarter of the timesteps
+    ("train.distance_images", 2, 1),
+    ("train.warmup_steps", 0, -1),
+    ("train.clip_norm", 0.0, -0.1),
+    ("train.ema_decay", 0.0, -0.1),
+    ("train.label_dropout", 0.0, -0.1),
+    ("train.label_dropout", 1.0, 1.1),
+    ("sample.n", 1, 0),
+    ("sample.steps", 1, 0),
+    ("sample.eta", 0.0, -0.1),
+    ("sample.eta", 1.0, 1.1),
+]
+
+
+@pytest.mark.parametrize(("name", "works", "fails"), BOUNDS)
+def test_a_bound_lies_where_it_should_and_the_message_names_its_flag(name, works, fails):
+    check(override(PRESETS["smoke"], {name: works}))
+    with pytest.raises(UserError, match=f"^--{name} "):
+        check(override(PRESETS["smoke"], {name: fails}))
 
 
 def test_guidance_needs_classes():
@@ -607,9 +717,10 @@ def test_an_exported_checkpoint_is_small_and_draws_the_same_pictures(program, ru
     assert (tmp_path / "small.pth").stat().st_size < 0.5 * (run_folder / "best.pth").stat().st_size
     shots = []
     for path in (run_folder, "small.pth"):
-        assert program("generate", "ddim", "--ckpt", path, "-n", 2)[0] == 0
+        assert program("generate", "ddim", "--ckpt", path, "-n", 2, "--label", "zigzag")[0] == 0
         shots.append(pixels("out/ddim/00001.png"))
     assert abs(shots[0] - shots[1]).max() <= 2
+    assert checkpoint.load("small.pth")[1]["step"] == checkpoint.load(run_folder / "best.pth")[1]["step"]
     code, _, err = program("generate", "ddim", "--ckpt", "small.pth", "--weights", "raw")
     assert code == 2 and "averaged weights only" in err
     code, _, err = program("main", "--out", "nowhere", "--export", "small.pth")

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import generate
 import main
-from config import ABOUT, PRESETS, Config, override
+from config import ABOUT, PRESETS, Config, Sample, override
 from models.unet import UNet
 from trainer import total_steps
 
@@ -55,6 +55,16 @@ def test_the_numbers_of_the_table(row):
         assert (amount, size) == (t.steps, t.batch_size * t.accumulate)
         images = amount * size
     assert images * training / 90e12 / 3600 == pytest.approx(float(hours), abs=0.06)
+
+
+def test_cifar10_is_the_recipe_of_the_ddpm_paper_and_sampling_is_plain_ddim_unless_a_preset_says_more():
+    c = PRESETS["cifar10"]
+    m, f, t = c.model, c.diffusion, c.train
+    assert (m.channels, m.channel_mults, m.num_res_blocks, m.dropout) == (128, (1, 2, 2, 2), 2, 0.1)
+    assert (f.T, f.schedule, f.beta_start, f.beta_end, f.prediction) == (1000, "linear", 1e-4, 0.02, "eps")
+    assert (t.lr, t.batch_size, t.ema_decay, t.clip_norm, c.data.flip) == (2e-4, 128, 0.9999, 1.0, True)
+    assert Config().train.label_dropout == 0.1  # Ho and Salimans 2022
+    assert c.sample == PRESETS["cifar10-cars"].sample == Sample(steps=50, eta=0.0, guidance=1.0)
 
 
 def test_the_table_of_features_is_whole():
