@@ -2,12 +2,13 @@
 
 import os
 import pickle
+import stat
 
 import pytest
 import torch
 from torch import nn
 
-from config import PRESETS, UserError, to_dict
+from config import PRESETS, UserError, override, to_dict
 from models import checkpoint
 from models.unet import UNet
 
@@ -42,6 +43,14 @@ def test_what_is_saved_comes_back(tmp_path, model):
     checkpoint.load_weights(other, state["model"], "a.pth")
     for a, b in zip(model.parameters(), other.parameters()):
         assert torch.equal(a, b)
+
+
+def test_a_loaded_network_is_ready_to_sample_whatever_it_was_trained_with(tmp_path, model):
+    config, weights = override(CONFIG, {"model.dropout": 0.5}), model.state_dict()
+    checkpoint.save(tmp_path / "a.pth", config, model=weights, ema=weights, step=7)
+    found, _, _ = checkpoint.load_model(tmp_path / "a.pth")
+    assert not any(part.training for part in found.modules())
+    assert not any(weight.requires_grad for weight in found.parameters())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
@@ -189,6 +198,16 @@ def test_the_new_file_is_whole_before_it_takes_the_name(tmp_path):
         temp.write_text("new")
         assert not target.exists()
     assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644  # others may read it, as they may any file of ours
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_points_to_them(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("bytes") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("name") or replace(*names))
+    with checkpoint.replacing(tmp_path / "a.txt") as temp:
+        temp.write_text("new")
+    assert done == ["bytes", "name"]
 
 
 def test_a_vanished_folder_is_one_line(tmp_path):

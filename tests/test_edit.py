@@ -181,6 +181,11 @@ def test_image_to_image_returns_the_image_at_level_1_and_forgets_it_at_T():
 # ---------------------------------------------------------------- edit.py
 
 
+def test_a_picture_to_edit_takes_the_height_and_the_width_of_the_run(tmp_path):
+    Image.new("L", (30, 10)).save(tmp_path / "a.png")
+    assert reference.open_picture(tmp_path / "a.png", (4, 6), 3).shape == (3, 4, 6)
+
+
 def test_masks_are_what_their_names_say():
     assert edit.read_mask("left", (4, 6))[:, :3].all() and not edit.read_mask("left", (4, 6))[:, 3:].any()
     assert torch.equal(edit.read_mask("right", (4, 6)), ~edit.read_mask("left", (4, 6)))

@@ -472,6 +472,13 @@ def test_other_sizes_channels_and_folders_keep_their_own_entries(root, read, dec
     assert [read(**v)[0].shape for v in variants] == shapes and decoded == []
 
 
+def test_a_program_that_decodes_otherwise_retires_the_cache(root, read, decoded, monkeypatch):
+    save(root / "a.png"), read(), decoded.clear()
+    monkeypatch.setattr(folder, "VERSION", folder.VERSION + 1)
+    read()
+    assert decoded == ["a.png"]
+
+
 def test_a_changed_zip_is_noticed(read, tmp_path):
     def bmp(colour):  # as many bytes whatever the colour
         out = io.BytesIO()

@@ -85,6 +85,49 @@ def test_an_unknown_set_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value) and "--data PATH" in str(error.value)
 
 
+class Picture:
+    """Stands in for datasets.Image, and the two classes below for datasets.ClassLabel and datasets.Dataset."""
+
+    def __init__(self, decode=True):
+        self.decode = decode
+
+
+class Kind:
+    names = ("dog", "cat")
+
+    def int2str(self, n):
+        return self.names[n]
+
+
+class Table:
+    def __init__(self, pictures, kinds, fingerprint):
+        self.features = {"picture": Picture(), "kind": Kind()}
+        self.rows = [{"picture": png(i), "kind": kind} for i, kind in zip(pictures, kinds)]
+        self._fingerprint = fingerprint
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, key):
+        return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
+
+    def cast_column(self, name, kind):
+        return self
+
+
+def test_the_training_split_is_taken_the_unlabelled_are_a_class_and_other_data_is_noticed(tmp_path, monkeypatch):
+    """Without the package, so that it is tested everywhere."""
+    splits = {"test": Table([7], [0], "a"), "train": Table([0, 1, 2], [0, -1, 1], "b")}
+    package = SimpleNamespace(Image=Picture, ClassLabel=Kind, load_dataset=lambda name: splits)
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    images = load("hf:user/set", tmp_path)
+    assert images.classes == ("cat", "dog", "unlabelled") and images.labels.tolist() == [0, 1, 2]
+    for pixels, i in zip(images.pixels, (2, 0, 1)):  # class by class
+        assert np.array_equal(pixels, noise(i).transpose(2, 0, 1))
+    splits["train"] = Table([3, 4, 5], [0, -1, 1], "c")
+    assert np.array_equal(load("hf:user/set", tmp_path).pixels[0], noise(5).transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize(
     ("module", "flags", "words"),
     [("datasets", ["--data", "hf:x/y"], "pip install datasets"),

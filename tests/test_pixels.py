@@ -51,6 +51,12 @@ def test_every_epoch_shows_every_image_once_in_a_new_order():
     assert list(first) != list(second)
 
 
+def test_another_seed_is_another_order_and_not_the_same_one_an_epoch_later():
+    pixels, _ = numbered(10)
+    endless = [Batches(pixels, None, range(10), batch_size=10, seed=seed, flip=False) for seed in (0, 1)]
+    assert len({tuple(b.numbers(epoch)) for b in endless for epoch in (0, 1)}) == 4
+
+
 def test_only_the_chosen_images_are_used_and_labels_go_with_them():
     b = batches(indices=[2, 5, 8])
     seen = set()
@@ -124,6 +130,17 @@ def test_a_grid_shows_every_image_row_by_row():
     g = pictures.grid(images, columns=3)
     assert g.shape == (3, 2 * 6 + 2, 3 * 6 + 2)
     assert [g[0, 4, 4 + 6 * c].item() for c in range(3)] == [0, 10, 20] and g[0, 10, 4].item() == 30
+
+
+def test_a_grid_of_wide_or_tall_images_is_nearly_square():
+    for size in ((4, 12), (12, 4)):
+        _, H, W = pictures.grid(torch.zeros(12, 3, *size, dtype=torch.uint8)).shape
+        assert 2 / 3 < H / W < 3 / 2
+
+
+def test_numbers_spread_evenly_reach_both_ends():
+    assert pictures.evenly(0, 9, 4) == [0, 3, 6, 9] and pictures.evenly(1, 3, 8) == [1, 2, 3]
+    assert pictures.evenly(2, 7, 1) == [2]
 
 
 def test_a_strip_has_one_row_an_image_and_one_column_a_stage():
