@@ -1,0 +1,51 @@
+"""benchmarks/minutes.py reads a run's own files."""
+
+import csv
+import json
+
+import pytest
+
+from benchmarks import minutes
+from config import PRESETS, UserError, override, to_dict
+
+
+def write(folder, rows):
+    """The two files of a run in batches of 4 x 2."""
+    folder.mkdir(exist_ok=True)
+    config = override(PRESETS["smoke"], {"train.accumulate": 2})
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+
+def row(step, loss, rate, distance=1.0):
+    return {"step": step, "val_loss": loss, "images_per_s": rate, "frechet_distance_random": distance, "mmd2_random": 9}
+
+
+def test_minutes_are_images_over_the_rate_of_each_stretch(tmp_path, capsys):
+    write(tmp_path / "run", [row(30, 0.5, 4.0, 3.0), row(90, 0.25, 2.0, 2.0)])
+    name, found = minutes.curve(tmp_path / "run")
+    assert name == "frechet_distance_random"
+    assert found == [(1.0, 30, 0.5, 3.0), (5.0, 90, 0.25, 2.0)]  # 240 images at 4/s, then 480 at 2/s
+    assert minutes.main([str(tmp_path / "run"), "--out", str(tmp_path / "m.png")]) == 0
+    assert "| 5.0 | 90 | 0.2500 | 2.000 |" in capsys.readouterr().out and (tmp_path / "m.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda run: (run / "metrics.csv").unlink(), "metrics.csv: No such file"),
+        (lambda run: (run / "config.json").write_text("{"), "damaged"),
+        (lambda run: write(run, [row(4, 1.0, "fast")]), "damaged"),
+        (lambda run: write(run, [{"step": 4, "val_loss": 1.0, "images_per_s": 1.0}]), "--train.distance_images"),
+        (lambda run: write(run, [row(4, 1.0, 1.0), row(8, 1.0, 1.0, None)]), "--train.distance_images"),
+        (lambda run: write(run, [row(4, 1.0, 0.0)]), "damaged"),
+    ],
+)
+def test_a_folder_that_is_no_measured_run_is_one_clear_line(tmp_path, damage, said):
+    write(tmp_path / "run", [row(4, 1.0, 1.0)])
+    damage(tmp_path / "run")
+    with pytest.raises(UserError, match=said):
+        minutes.curve(tmp_path / "run")
