@@ -112,7 +112,8 @@ def test_every_option_of_a_lesson_is_explained():
     assert used == set(explore.OPTIONS)
 
 
-def test_every_option_reaches_its_lesson_as_typed_and_seed_and_weights_reach_the_lab(program, lively, monkeypatch):
+def test_every_option_reaches_its_lesson_as_typed(program, lively, monkeypatch, tmp_path):
+    """And the seed and the weights the lab; --out says where the picture goes."""
     typed = {name: "lerp" if name == "along" else "3" for name in explore.OPTIONS}
     given = {}
 
@@ -134,8 +135,9 @@ def test_every_option_reaches_its_lesson_as_typed_and_seed_and_weights_reach_the
     )
     monkeypatch.setitem(explore.LESSONS, "called", called)
     argv = [word for name, text in typed.items() for word in (f"-{name}" if len(name) == 1 else f"--{name}", text)]
-    code, _, err = program("explore", "called", "--ckpt", lively, "--seed", 7, "--weights", "raw", *argv)
-    assert (code, err) == (0, "")
+    argv += ["--ckpt", lively, "--seed", 7, "--weights", "raw", "--out", "elsewhere"]
+    assert program("explore", "called", *argv)[::2] == (0, "")
+    assert (tmp_path / "elsewhere" / "called.png").exists()
     lab = given.pop("lab")
     assert given == {name: explore.OPTIONS[name][0](text) for name, text in typed.items()}
     raw, _, _ = checkpoint.load_model(lively, weights="raw")
@@ -421,7 +423,16 @@ def test_a_wall_keeps_every_pixel_as_a_whole_square():
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_grey_and_transparent_pictures_are_shown_too(channels):
-    assert figure.visible(torch.zeros(2, channels, 5, 4)).shape == (2, 3, 5, 4)
+    x = normal(2, channels, 5, 4).clamp(-1, 1)
+    expected = (127.5 * (x + 1)).round().to(torch.uint8)
+    assert torch.equal(figure.visible(x), expected.repeat(1, 3, 1, 1) if channels == 1 else expected[:, :3])
+
+
+def test_a_class_named_in_any_script_is_drawn_without_a_warning(tmp_path, recwarn):
+    with figure.style():
+        fig, _ = figure.wall(torch.zeros(1, 1, 3, 4, 4), "t", column_names=["織物"], widest=40)
+        figure.write(fig, tmp_path / "wall.png")
+    assert not recwarn.list
 
 
 # ---------------------------------------------------------------- between two pictures
