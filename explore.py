@@ -97,7 +97,7 @@ def main(argv):
     if args.lesson == "app":
         from lessons import app
 
-        return app.serve(path, device, args.weights, args.port)
+        return app.serve(path, device, args.weights, args.seed, args.port)
     lesson = LESSONS[args.lesson]
     lab = Lab.open(path, device, args.weights, args.seed)
     with figure.style():

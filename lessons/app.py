@@ -54,7 +54,7 @@ PARAMETERS = {
     "sampler": (one_of(SAMPLERS), "ddim"),
     "steps": (cli.whole(1), None),
     "eta": (cli.number(), 0.0),
-    "seed": (cli.whole(0), 0),
+    "seed": (cli.whole(0), None),
     "other": (cli.whole(0), 1),
     "where": (fraction, 0.0),
     "along": (one_of(PATHS), "slerp"),
@@ -98,8 +98,8 @@ class App(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, checkpoints, device="cpu", weights="ema", port=0):
-        self.checkpoints, self.device, self.weights = checkpoints, device, weights
+    def __init__(self, checkpoints, device="cpu", weights="ema", seed=0, port=0):
+        self.checkpoints, self.device, self.weights, self.seed = checkpoints, device, weights, seed
         self.lock = threading.Lock()  # one network evaluation at a time: two would only share the processor
         self.loaded, self.stopping = (None, None), False
         self.lab(None)  # what cannot be loaded is reported before the page opens
@@ -116,7 +116,7 @@ class App(ThreadingHTTPServer):
             raise UserError(f"checkpoint: there is no {name[:80]!r}; there are {', '.join(self.checkpoints)}")
         with self.lock:
             if self.loaded[0] != name:
-                self.loaded = (name, Lab.open(self.checkpoints[name], self.device, self.weights))
+                self.loaded = (name, Lab.open(self.checkpoints[name], self.device, self.weights, self.seed))
             return self.loaded[1]
 
     def about(self, p):
@@ -128,6 +128,7 @@ class App(ThreadingHTTPServer):
             "T": lab.T,
             "steps": lab.config.sample.steps,
             "guidance": lab.config.sample.guidance,
+            "seed": lab.seed,
             "classes": list(lab.classes),
             "size": list(lab.config.data.size),
         }
@@ -246,10 +247,10 @@ def listed(path):
     return names
 
 
-def serve(path, device, weights, port):
+def serve(path, device, weights, seed, port):
     """Answer until Ctrl-C."""
     try:
-        app = App(listed(path), device, weights, port)
+        app = App(listed(path), device, weights, seed, port)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; choose another, or 0 for any free one") from None
     print(f"open {app.url} in a browser on this machine; Ctrl-C stops", flush=True)

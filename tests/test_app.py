@@ -106,7 +106,7 @@ class Library:
         self.denoise, self.schedule = diffusion.denoiser(model, y, guidance=guidance), diffusion.schedule
         self.timesteps = spaced(self.schedule.T, p["steps"] or config.sample.steps)
         self.options = {"eta": p["eta"]} if p["sampler"] == "ddim" else {}
-        self.noise_like = image_noise(p["seed"], numbers)
+        self.noise_like = image_noise(p["seed"] or 0, numbers)
         a, b = (f(torch.empty(p["n"], 3, 16, 16)) for f in (self.noise_like, image_noise(p["other"], numbers)))
         self.x, self.between = a, {"slerp": slerp, "lerp": lerp}[p["along"]](a, b, p["where"])
 
@@ -171,20 +171,36 @@ def test_a_morph_is_what_the_library_makes_of_the_same_parameters(app, change):
     assert not change or not same(plain, expected), "this parameter would do nothing"
 
 
-def test_the_command_serves_the_checkpoint_and_the_weights_asked_for(program, lively, monkeypatch):
+def test_the_command_serves_the_checkpoint_the_weights_and_the_seed_asked_for(program, lively, monkeypatch):
     served = []
 
     def until_interrupted(app):
+        assert app.about(parse(""))["seed"] == 7
         served.append((app.url, next(iter(app.checkpoints.values())), list(app.walk(parse("n=2&steps=4")))[-1]["x"]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(App, "serve_forever", until_interrupted)
-    code, out, _ = program("explore", "app", "--ckpt", lively, "--weights", "raw", "--port", 0, "--device", "cpu")
+    argv = ["--ckpt", lively, "--weights", "raw", "--seed", 7, "--port", 0, "--device", "cpu"]
+    code, out, _ = program("explore", "app", *argv)
     ((url, path, end),) = served
     assert code == 0 and f"open {url} in a browser" in out and path == lively
-    raw, averaged = (Library(lively, weights, n=2, steps=4) for weights in ("raw", "ema"))
+    raw, averaged = (Library(lively, weights, n=2, steps=4, seed=7) for weights in ("raw", "ema"))
     assert same(picture(end), raw.stages(raw.x)[-1][1])
     assert not same(picture(end), averaged.stages(averaged.x)[-1][1])
+
+
+def test_the_network_computes_for_one_request_at_a_time(app):
+    assert list(app.turns(app.lock.locked() for _ in range(3))) == [True] * 3
+
+
+def test_a_mistake_of_ours_is_one_line_too_and_the_next_is_served(app, monkeypatch):
+    def broken(self, p):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(App, "morph", broken)
+    status, _, body = get(app, "/api/morph")
+    assert status == 500 and json.loads(body) == {"error": "RuntimeError: out of memory"}
+    assert get(app, "/api/about")[0] == 200
 
 
 def test_the_page_speaks_of_what_the_server_knows(app):
@@ -202,6 +218,8 @@ def test_the_page_speaks_of_what_the_server_knows(app):
     assert set(re.findall(r"about\.(\w+)", script)) <= about.keys()
     frames = walk(app, "steps=1")
     assert set(re.findall(r"frame\.(\w+)", script)) == frames[0].keys() == frames[1].keys()
+    # a class by its name, as the server reads it: "2" is the class called 2, wherever it stands
+    assert re.search(r"about\.classes\.map\(c => \[c, c\]\)", script) and "about.seed" in script
     paths = re.search(r'<select id="along">(.*?)</select>', page)[1]
     assert parse("")["along"] == re.findall(r'value="(\w+)"', paths)[0]
     for name, texts in (
