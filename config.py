@@ -304,7 +304,7 @@ PRESETS = {
         name="textiles",
         data=Data(flip=False),
         model=Model(48, (1, 2, 2), 1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2, num_classes=12),
-        diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=0.5),
+        diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=5.0),
         train=Train(
             steps=3500,
             batch_size=32,
