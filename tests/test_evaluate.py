@@ -332,6 +332,16 @@ def test_unseen_textiles_come_from_another_seed():
     assert distance.min() > 0
 
 
+def test_unseen_pictures_of_a_folder_are_some_of_those_held_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        Image.new("L", (16, 16), 20 * i).save(tmp_path / f"pictures/{i:02}.png")
+    data = replace(PRESETS["smoke"].data, source=str(tmp_path / "pictures"), val_fraction=0.5)
+    _, val = sources.split(reference.load(data, "all"), 0.5, data.seed)
+    assert (reference.unseen(data, 3).pixels[:, 0, 0, 0] // 20).tolist() == val[::2].tolist()
+
+
 # ---------------------------------------------------------------- evaluate.py
 
 
