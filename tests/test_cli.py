@@ -22,6 +22,7 @@ from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced
 from models import checkpoint
+from trainer import total_steps
 
 SMOKE = ("--preset", "smoke")
 
@@ -127,6 +128,8 @@ def test_precision_and_compile_reach_the_network(program, monkeypatch):
 def test_a_budget_in_epochs_replaces_one_in_steps(program, tmp_path):
     assert program("main", *SMOKE, "--train.epochs", "2")[0] == 0
     assert checkpoint.load(tmp_path / "ckpt/smoke/last.pth")[1]["step"] == 3  # 6 images, 2 epochs, batches of 4
+    both = override(PRESETS["smoke"], {"train.epochs": 2, "train.steps": 5})
+    assert total_steps(both.train, 6) == 5  # asked for together, the steps count
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -295,6 +298,11 @@ def test_warnings_and_mistakes_are_one_plain_line_each_and_leave_stdout_to_the_r
 
     assert cli.run(mistaken, []) == 2
     assert capsys.readouterr() == ("", "warning: careful\nerror: ?[31mred .png: not an image\n")
+
+
+def test_an_error_of_the_system_names_the_file(capsys):
+    assert cli.run(lambda argv: Path("nowhere/a.png").read_bytes(), []) == 2
+    assert capsys.readouterr().err == "error: nowhere/a.png: No such file or directory\n"
 
 
 def test_a_reader_that_goes_away_is_no_mistake(capsys, monkeypatch):

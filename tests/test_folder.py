@@ -170,7 +170,7 @@ def test_one_channel_is_luma(root, read):
     assert result[0].shape == (2, 1, 8, 8) and pixel(result, 0) == (76,) and pixel(result, 1) == (150,)
 
 
-@pytest.mark.parametrize("value", [0, 128, 129, 257, 30_000, 65_535])
+@pytest.mark.parametrize("value", [0, 128, 129, 257, 30_000, 60_000, 65_535])
 def test_sixteen_bit_grey_is_scaled_not_clipped(root, read, value):
     Image.fromarray(np.full((8, 8), value, np.uint16)).save(root / "a.png")
     assert pixel(read(channels=1)) == (round(value / 257),)

@@ -93,7 +93,7 @@ class Picture:
 
 
 class Kind:
-    names = ("dog", "cat")
+    names = ("dog/wolf", "cat")
 
     def int2str(self, n):
         return self.names[n]
@@ -121,7 +121,7 @@ def test_the_training_split_is_taken_the_unlabelled_are_a_class_and_other_data_i
     package = SimpleNamespace(Image=Picture, ClassLabel=Kind, load_dataset=lambda name: splits)
     monkeypatch.setitem(sys.modules, "datasets", package)
     images = load("hf:user/set", tmp_path)
-    assert images.classes == ("cat", "dog", "unlabelled") and images.labels.tolist() == [0, 1, 2]
+    assert images.classes == ("cat", "dog_wolf", "unlabelled") and images.labels.tolist() == [0, 1, 2]
     for pixels, i in zip(images.pixels, (2, 0, 1)):  # class by class
         assert np.array_equal(pixels, noise(i).transpose(2, 0, 1))
     splits["train"] = Table([3, 4, 5], [0, -1, 1], "c")

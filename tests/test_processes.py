@@ -83,6 +83,12 @@ def test_the_rank_counts_over_all_machines(monkeypatch):
     assert (group.rank, group.world, group.main) == (2, 4, False)
 
 
+def test_alone_a_process_is_the_main_one_whatever_number_a_cluster_gave_it(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    assert start("cpu").main
+
+
 def test_each_process_of_a_machine_takes_its_own_gpu_unless_one_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
