@@ -189,6 +189,13 @@ def test_the_command_serves_the_checkpoint_the_weights_and_the_seed_asked_for(pr
     assert not same(picture(end), averaged.stages(averaged.x)[-1][1])
 
 
+@pytest.mark.parametrize("path", ["/", "/api/about", "/api/walk?steps=1", "/api/morph?steps=1"])
+def test_the_browser_keeps_nothing(app, path):
+    """The same address means another picture when another checkpoint is served at it."""
+    with urllib.request.urlopen(app.url + path, timeout=60) as answer:
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
 def test_the_network_computes_for_one_request_at_a_time(app):
     assert list(app.turns(app.lock.locked() for _ in range(3))) == [True] * 3
 
@@ -262,6 +269,7 @@ def test_a_bad_request_is_one_line_and_the_next_is_served(app, path, status, exp
     code, kind, body = get(app, path)
     message = json.loads(body)["error"]
     assert (code, kind) == (status, "application/json") and expected in message and "\n" not in message
+    assert not message.startswith("--")  # the page has fields, no flags
     assert get(app, "/api/about")[0] == 200
 
 

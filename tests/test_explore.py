@@ -512,8 +512,8 @@ def test_interpolate_shows_the_one_picture_at_the_left_and_the_other_at_the_righ
     ratios = (0.0, 0.5, 1.0)
     noised = [lab.diffusion.q_sample(x, torch.tensor([25]), eps) for x in (a, b)]
     mixed = torch.cat([(1 - w) * noised[0] + w * noised[1] for w in ratios])
-    rows = [torch.cat([(1 - w) * a + w * b for w in ratios]), walked(lab, mixed, levels=[25, 12])]
-    fig = between.interpolate(lab, levels=(0, 25), mixtures=3, picture=1, other=0, steps=4)
+    rows = [torch.cat([(1 - w) * a + w * b for w in ratios]), walked(lab, mixed, levels=[25, 18, 12, 6])]
+    fig = between.interpolate(lab, levels=(0, 25), mixtures=3, picture=1, other=0, steps=8)
     assert_shows(fig, rows, ["t = 0", "t = 25"], ["100% + 0%", "50% + 50%", "0% + 100%"])
 
 
