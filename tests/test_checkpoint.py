@@ -165,6 +165,11 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_mismatch(tmp_path, m
     refused(tmp_path / "a.pth", "missing")
 
 
+def test_names_for_other_classes_than_the_networks_are_refused(tmp_path, model):
+    write(tmp_path / "a.pth", model, classes=["cats", "dogs"])
+    refused(tmp_path / "a.pth", "not the 12 names")
+
+
 def test_a_checkpoint_without_weights_is_refused(tmp_path):
     torch.save({"version": 1, "config": to_dict(CONFIG), "step": 1}, tmp_path / "a.pth")
     refused(tmp_path / "a.pth", "'ema'")
