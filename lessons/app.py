@@ -130,7 +130,6 @@ class App(ThreadingHTTPServer):
             "guidance": lab.config.sample.guidance,
             "seed": lab.seed,
             "classes": list(lab.classes),
-            "size": list(lab.config.data.size),
         }
 
     def turns(self, walk):
