@@ -153,6 +153,11 @@ def test_a_config_that_does_not_fit_this_program_is_refused(tmp_path, model, sec
     refused(tmp_path / "a.pth", words)
 
 
+def test_a_config_with_a_section_of_its_own_is_refused(tmp_path, model):
+    write(tmp_path / "a.pth", model, config={**to_dict(CONFIG), "sampel": {}})
+    refused(tmp_path / "a.pth", "unknown section sampel (did you mean sample?)")
+
+
 def test_weights_that_do_not_fit_are_refused_with_the_first_mismatch(tmp_path, model):
     weights = model.state_dict()
     write(tmp_path / "a.pth", model, ema={**weights, "stem.weight": torch.zeros(2, 3)})

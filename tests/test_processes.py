@@ -67,6 +67,14 @@ def test_one_process_needs_no_engine():
     alone.wait()
 
 
+def test_things_are_gathered_by_rank(monkeypatch):
+    def all_gather_object(things, thing):
+        things[:] = ["first", thing, "last"]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+    assert Processes(1, 3, torch.device("cpu")).gather("mine") == ["first", "mine", "last"]
+
+
 @pytest.mark.parametrize(("rank", "order"), [(0, ["work", "wait"]), (1, ["wait", "work"])])
 def test_the_first_process_works_before_the_others_and_each_works_once(monkeypatch, rank, order):
     done = []
