@@ -129,29 +129,53 @@ def test_the_mathematics_is_explained_beside_the_code():
 # ---------------------------------------------------------------- commands
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PROSE = "\n".join([README, *(p.read_text() for p in DOCS)])
 COMMAND = r"(?:python|torchrun \S+) (?:main|generate|explore|evaluate|edit)\.py"
-COMMANDS = [  # in a block of code, or between backticks
-    *re.findall(rf"^(?:\$ )?({COMMAND}[^\n#]*)", PROSE, re.M),
-    *re.findall(rf"(?<!`)`({COMMAND}[^`\n]*)`", PROSE),
-]
+
+
+def shown(path):
+    """The commands of a page in order: in a block of code, or between backticks."""
+    found = re.finditer(rf"^(?:\$ )?({COMMAND}[^\n#]*)|(?<!`)`({COMMAND}[^`\n]*)`", path.read_text(), re.M)
+    return [(match[1] or match[2]).strip() for match in found]
+
+
+COMMANDS = [command for path in (ROOT / "README.md", *DOCS) for command in shown(path)]
 
 
 def test_there_are_commands():
     assert len(COMMANDS) >= 8
 
 
+def parsed(command):
+    """(program, its arguments) of a command."""
+    words = [word for word in shlex.split(command) if word not in ("...", "--help")]
+    program, *argv = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
+    module = importlib.import_module(program.removesuffix(".py"))
+    return module, module.parser().parse_args(argv)
+
+
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_of_the_readme_and_docs_parses(command):
     import main
 
-    words = [word for word in shlex.split(command) if word not in ("...", "--help")]
-    program, *argv = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
-    module = importlib.import_module(program.removesuffix(".py"))
-    args = module.parser().parse_args(argv)
+    module, args = parsed(command)
     if module is main:
-        assert args.preset in main.PRESETS
-        main.check(main.override(main.PRESETS[args.preset], main.chosen(args)))
+        main.check(main.override(main.PRESETS[args.preset or "textiles"], main.chosen(args)))
+
+
+def trainings(*pages):
+    """(command, its run folder, --resume?) of every training; the same command twice is the same run, named again."""
+    for command in dict.fromkeys(command for page in pages for command in shown(page) if "main.py" in command):
+        _, args = parsed(command)
+        if not (args.list_presets or args.dry_run or args.verify or args.export or "--help" in command):
+            yield command, args.out or f"ckpt/{args.preset or 'textiles'}", args.resume
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda p: p.name)
+def test_no_command_trains_into_a_folder_that_one_before_it_on_the_page_or_in_the_readme_filled(page):
+    filled = set()
+    for command, folder, resume in trainings(ROOT / "README.md", page):
+        assert (folder in filled) == resume, f"{command}: {folder}"
+        filled.add(folder)
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda p: p.name)
