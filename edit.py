@@ -6,7 +6,9 @@ diffusion/inpaint.py, diffusion/invert.py.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -82,7 +84,8 @@ def main(argv):
     except OSError as error:
         raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
     print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {device}")
-    middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, steps)
+    sample = replace(config.sample, steps=steps)
+    middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, sample)
     settings = {
         "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "weights": args.weights,
         "command": args.command, "image": args.image, "n": len(originals), "steps": steps, "seed": args.seed,
@@ -109,10 +112,10 @@ def walk(steps, total):
 # ---------------------------------------------------------------- the edits: (middle pictures, results, facts)
 
 
-def repaint(args, diffusion, denoise, x_0, noise, steps):
+def repaint(args, diffusion, denoise, x_0, noise, sample):
     """Draw a part of the picture anew, in keeping with the rest, which stays exactly as it is."""
     known = ~read_mask(args.mask, x_0.shape[-2:]).to(x_0.device)
-    timesteps = spaced(diffusion.T, steps)
+    timesteps = spaced(diffusion.T, sample.steps)
     path = there_and_back(adjacent(diffusion.schedule, timesteps), args.jump, args.resamples)
     options = {"jump": args.jump, "resamples": args.resamples}
     drawn = inpaint(
@@ -123,22 +126,25 @@ def repaint(args, diffusion, denoise, x_0, noise, steps):
     return [to_uint8(grey).cpu()], to_uint8(after).cpu(), {"mask": args.mask, **options}
 
 
-def img2img(args, diffusion, denoise, x_0, noise, steps):
+def img2img(args, diffusion, denoise, x_0, noise, sample):
     """Add noise up to a level and denoise from there: the rough shape stays, the detail is new (SDEdit)."""
     level = args.level or max(1, diffusion.T // 2)
     if level > diffusion.T:
         raise UserError(f"--level {level}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")
-    timesteps = spaced(level, min(steps, level))
+    options = generate.defaults(args.sampler, sample.eta)
+    of_levels = {name: options.pop(name) for name in ("spacing", "rho") if name in options}
+    below = SimpleNamespace(T=level, snr=diffusion.schedule.snr[: level + 1])  # all of a schedule that levels looks at
+    timesteps = generate.levels(below, min(sample.steps, level), **of_levels)
     x = diffusion.q_sample(x_0, torch.full((len(x_0),), level, device=x_0.device), noise(x_0))
-    options = {k: v["default"] for k, v in generate.OPTIONS[args.sampler].items() if k not in ("spacing", "rho", "eta")}
     stages = SAMPLERS[args.sampler](denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
     after = walk(stages, len(timesteps))
     facts = {"level": level, "sampler": args.sampler, "levels": timesteps}
     return [to_uint8(x).cpu()], to_uint8(after).cpu(), facts
 
 
-def there_and_return(args, diffusion, denoise, x_0, noise, steps):
+def there_and_return(args, diffusion, denoise, x_0, noise, sample):
     """Find the noise that the picture comes from, and come back; prints the error against the number of steps."""
+    steps = sample.steps
     counts = sorted({max(1, steps // 4), max(1, steps // 2), steps})
     error = {}
     for n in counts:

@@ -169,10 +169,7 @@ class Subject:
 
     def options(self, sampler, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: as the run samples."""
-        options = {name: declared["default"] for name, declared in generate.OPTIONS[sampler].items()}
-        if "eta" in options:
-            options["eta"] = self.config.sample.eta if eta is None else eta
-        return options
+        return generate.defaults(sampler, self.config.sample.eta if eta is None else eta)
 
     def bar(self, total, unit):
         """A progress bar on the first process."""

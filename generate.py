@@ -80,6 +80,12 @@ def parser():
     return p
 
 
+def defaults(sampler, eta):
+    """{option: value} of a sampler when nothing is asked for.  eta: the run's own."""
+    options = {name: declared["default"] for name, declared in OPTIONS[sampler].items()}
+    return options | ({"eta": eta} if "eta" in options else {})
+
+
 def levels(schedule, n, spacing="time", rho=None):
     """n falling noise levels: even in t, in log-SNR, or with a rho in sigma^(1/rho)."""
     if rho is not None:

@@ -152,7 +152,7 @@ class App(ThreadingHTTPServer):
     def walk(self, p):
         """A generator of one dictionary a step: {"step", "of", "t", "x", "x0"}.  Mistakes are raised at once."""
         lab, numbers = self.lab(p["checkpoint"]), range(p["n"])
-        timesteps, y = lab.spaced(p["steps"]), lab.labels(p["label"], numbers)
+        timesteps, y = lab.spaced(p["steps"], p["sampler"]), lab.labels(p["label"], numbers)
         sampler, options = SAMPLERS[p["sampler"]], {}
         if "eta" in inspect.signature(sampler).parameters:
             options = {"eta": p["eta"]}

@@ -15,9 +15,11 @@ from dataset import sources
 from dataset.pixels import from_uint8
 from diffusion import variants
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import image_noise, spaced
+from diffusion.samplers import image_noise, spaced, spaced_logsnr, spaced_rho
 from models import checkpoint
 from models.unet import UNet
+
+SPACINGS = {"dpmpp": spaced_logsnr, "heun": spaced_rho}  # by default, as in generate.py; the others' is even in t
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,12 @@ class Lab:
         guidance = self.config.sample.guidance if guidance is None else guidance
         return self.diffusion.denoiser(self.model, y, guidance=1.0 if y is None else guidance)
 
-    def spaced(self, steps=None):
-        """The levels of a walk in this many steps.  None takes the checkpoint's own number."""
+    def spaced(self, steps=None, sampler="ddim"):
+        """The levels of a sampler's walk in this many steps.  None takes the checkpoint's own number."""
         steps = min(self.config.sample.steps, self.T) if steps is None else steps
         if steps > self.T:
             raise UserError(f"--steps {steps}: this checkpoint has T = {self.T}, so 1 to {self.T}")
-        return spaced(self.T, steps)
+        return SPACINGS[sampler](self.schedule, steps) if sampler in SPACINGS else spaced(self.T, steps)
 
     def levels(self, chosen, count, low=0):
         """The levels t to show, rising: those `chosen`, or `count` of them spread evenly over low..T."""

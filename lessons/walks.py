@@ -93,11 +93,11 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
     Those that draw no noise on the way end in nearly the same picture: they follow one and the same path and differ in
     how well.  Those that do end elsewhere, in pictures that are neither better nor worse, only other ones.
     """
-    numbers, timesteps = range(n), lab.spaced(steps)
+    numbers = range(n)
     y = lab.labels(label, numbers)
     found, names = [], []
     for name, sampler in SAMPLERS.items():
-        calls, inner = [], lab.denoiser(y, guidance)
+        calls, inner, timesteps = [], lab.denoiser(y, guidance), lab.spaced(steps, name)
 
         def counted(x, t, inner=inner, calls=calls):
             calls.append(t)

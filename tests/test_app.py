@@ -19,7 +19,7 @@ import explore
 from dataset.pictures import grid
 from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, image_noise, spaced
+from diffusion.samplers import SAMPLERS, image_noise, spaced, spaced_logsnr, spaced_rho
 from lessons.app import PAGE, PARAMETERS, App, listed, parse
 from lessons.between import lerp, slerp
 from models import checkpoint
@@ -104,7 +104,10 @@ class Library:
         y = None if y is None else torch.tensor([classes.index(i) if i in classes else int(i) for i in y])
         guidance = config.sample.guidance if p["guidance"] is None else p["guidance"]
         self.denoise, self.schedule = diffusion.denoiser(model, y, guidance=guidance), diffusion.schedule
-        self.timesteps = spaced(self.schedule.T, p["steps"] or config.sample.steps)
+        steps = p["steps"] or config.sample.steps
+        self.timesteps = {
+            "dpmpp": spaced_logsnr(self.schedule, steps), "heun": spaced_rho(self.schedule, steps, 7.0)
+        }.get(p["sampler"], spaced(self.schedule.T, steps))  # fmt: skip
         self.options = {"eta": p["eta"]} if p["sampler"] == "ddim" else {}
         self.noise_like = image_noise(p["seed"] or 0, numbers)
         a, b = (f(torch.empty(p["n"], 3, 16, 16)) for f in (self.noise_like, image_noise(p["other"], numbers)))
@@ -129,8 +132,8 @@ def same(a, b):
 
 BASE = {"checkpoint": "lively", "n": 2, "steps": 4}
 WALKS = (
-    {"sampler": "ddpm"}, {"sampler": "heun"}, {"sampler": "pc"}, {"steps": 7}, {"eta": 0.8}, {"seed": 3},
-    {"label": "stars"}, {"label": "none"}, {"label": "7"}, {"guidance": 0.0}, {"guidance": 1.5}, {"n": 5},
+    {"sampler": "ddpm"}, {"sampler": "dpmpp"}, {"sampler": "heun"}, {"sampler": "pc"}, {"steps": 7}, {"eta": 0.8},
+    {"seed": 3}, {"label": "stars"}, {"label": "none"}, {"label": "7"}, {"guidance": 0.0}, {"guidance": 1.5}, {"n": 5},
     {"n": 1}, {"checkpoint": "smoke"},
 )  # fmt: skip
 MORPHS = (

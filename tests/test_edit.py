@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from diffusion import variants
 from diffusion.inpaint import inpaint, there_and_back
 from diffusion.invert import invert
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import ddim, ddpm, image_noise, spaced
-from diffusion.schedule import linear
+from diffusion.samplers import ddim, ddpm, dpmpp, heun, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.schedule import Schedule, linear
 from models import checkpoint
 
 SCHEDULE = linear(50, 1e-3, 0.25)
@@ -245,11 +246,11 @@ def test_invert_reports_the_error_against_steps(program, run_folder):
 
 @pytest.fixture(scope="module")
 def awake(run_folder, tmp_path_factory):
-    """A checkpoint that hears its labels, as after more training; its averaged weights are others; guidance 2."""
+    """A checkpoint that hears its labels, as after more training; its averaged weights are others; with an eta."""
     config, state = checkpoint.load(run_folder / "best.pth")
     noise = torch.Generator().manual_seed(0)
     model, ema = ({k: v + 0.1 * torch.randn(v.shape, generator=noise) for k, v in state["ema"].items()} for _ in "12")
-    config = replace(config, sample=replace(config.sample, guidance=2.0))
+    config = replace(config, sample=replace(config.sample, guidance=2.0, eta=0.7))
     path = tmp_path_factory.mktemp("awake") / "awake.pth"
     checkpoint.save(path, config, model=model, ema=ema, step=8, classes=state["classes"])
     return path
@@ -318,13 +319,21 @@ def test_inpaint_writes_what_the_library_draws(same_by_hand, settings, flags, bo
 @pytest.mark.parametrize(
     ("settings", "flags", "sampler", "timesteps"),
     [
-        (LABEL, (), ddim, spaced(25, 5)),
+        (LABEL, (), partial(ddim, eta=0.7), spaced(25, 5)),
         (OTHER, ("--level", 30, "--sampler", "ddpm"), ddpm, spaced(30, 4)),
-        (PLAIN, ("--level", 3), ddim, [3, 2, 1]),  # there are no five levels below 3
+        (PLAIN, ("--level", 3), partial(ddim, eta=0.7), [3, 2, 1]),  # there are no five levels below 3
+        (PLAIN, ("--level", 30, "--sampler", "dpmpp"), dpmpp, lambda part: spaced_logsnr(part, 5)),
+        (PLAIN, ("--level", 30, "--sampler", "heun"), heun, lambda part: spaced_rho(part, 5, 7.0)),
     ],
-    ids=["defaults", "flags", "low"],
+    ids=["defaults", "flags", "low", "dpmpp", "heun"],
 )
-def test_img2img_writes_what_the_library_draws(same_by_hand, settings, flags, sampler, timesteps):
+@pytest.mark.filterwarnings("ignore:the schedule keeps")
+def test_img2img_writes_what_the_library_draws(same_by_hand, awake, settings, flags, sampler, timesteps):
+    if callable(timesteps):  # of the schedule that ends at the level
+        whole = variants.from_config(checkpoint.load(awake)[0].diffusion).schedule
+        timesteps = timesteps(Schedule(whole.betas[:31], whole.alpha_bar[:31]))
+        assert timesteps[0] == 30 and timesteps != spaced(30, 5)
+
     def by_hand(diffusion, denoise, x_0, noise):
         x = diffusion.q_sample(x_0, torch.full((2,), timesteps[0]), noise(x_0))
         return x, last(sampler(denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise)).x

@@ -14,10 +14,11 @@ from PIL import Image, ImageSequence
 from torch.testing import assert_close
 
 import explore
+import generate
 from config import Config, Data, Diffusion, Model, override
 from dataset import pictures, sources, textiles
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced
+from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced, spaced_logsnr, spaced_rho
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab, last, rms
 from models import checkpoint
@@ -329,8 +330,9 @@ def test_steps_shows_and_measures_each_walk_beside_the_full_chain(attentive, tic
 def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(attentive, ticking, monkeypatch):
     lab, ends, above = attentive, [], []
     monkeypatch.setattr(
-        walks, "SAMPLERS", {name: SAMPLERS[name] for name in ("ddim", "heun", "ddpm")}
+        walks, "SAMPLERS", {name: SAMPLERS[name] for name in ("ddim", "dpmpp", "heun", "ddpm")}
     )  # the quick ones
+    levels = {"dpmpp": spaced_logsnr(lab.schedule, 5), "heun": spaced_rho(lab.schedule, 5, 7.0)}
     for name, sampler in walks.SAMPLERS.items():
         calls, inner = [], denoiser(lab, [0, 1], 2.0)
         noise_like = image_noise(3, range(2))
@@ -339,11 +341,20 @@ def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(atte
             return calls.append(t) or inner(x, t)
 
         x = noise_like(torch.empty(2, 3, 16, 16))
-        ends.append(last(sampler(counted, lab.schedule, x, timesteps=spaced(50, 3), noise_like=noise_like)))
+        visited = levels.get(name, spaced(50, 5))
+        ends.append(last(sampler(counted, lab.schedule, x, timesteps=visited, noise_like=noise_like)))
         above.append(f"{name}\n{len(calls)} evaluations\n0.50 s")
     assert len({name.split("\n")[1] for name in above}) > 1
-    fig = walks.samplers(lab, steps=3, n=2, guidance=2.0)
+    fig = walks.samplers(lab, steps=5, n=2, guidance=2.0)
     assert_shows(fig, [torch.stack(row) for row in zip(*ends)], lab.classes[:2], above)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_a_lesson_walks_over_the_levels_that_generate_gives_the_sampler(lab, sampler, steps):
+    options = generate.defaults(sampler, 0.0)
+    of_levels = {name: options[name] for name in ("spacing", "rho") if name in options}
+    assert lab.spaced(steps, sampler) == generate.levels(lab.schedule, steps, **of_levels)
 
 
 def test_every_column_of_eta_begins_with_the_same_noise_and_draws_the_same_on_the_way(attentive):
