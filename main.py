@@ -5,6 +5,7 @@ name.  Read next: trainer.py.
 """
 
 import contextlib
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -21,14 +22,18 @@ from dataset import pictures, sources
 from models import checkpoint
 from trainer import Trainer, locked, peak_memory
 
+DEFAULT = "textiles"  # the preset
 PICTURES = 64  # in the grid of --verify
-FIXED = ("model.", "diffusion.", "data.size", "data.channels", "data.seed")  # what a run keeps for life
+FIXED = (  # what a run keeps for life: another network, other data, or another validation would make its curves lie
+    "model.", "diffusion.", "data.size", "data.channels", "data.seed", "data.count", "data.val_fraction",
+    "train.seed", "train.val_images",
+)  # fmt: skip
 
 
 def parser():
     """The command line."""
     p = cli.Parser(prog="main.py", description=__doc__.split("\n")[0], epilog=_fields())
-    p.add_argument("--preset", default="textiles", metavar="NAME", help="what to train (default textiles)")
+    p.add_argument("--preset", metavar="NAME", help=f"what to train (default {DEFAULT})")
     p.add_argument("--list-presets", action="store_true", help="say what each preset is, and stop")
     p.add_argument("--data", metavar="PATH", help="folder or zip of images; short for --data.source")
     p.add_argument("--out", metavar="DIR", help="run folder (default ckpt/PRESET)")
@@ -49,7 +54,7 @@ def parser():
 def _fields():
     """The fields of the config and their defaults, for --help."""
     lines = ["fields of the config, with the values of the default preset:"]
-    for section, values in to_dict(PRESETS["textiles"]).items():
+    for section, values in to_dict(PRESETS[DEFAULT]).items():
         if isinstance(values, dict):
             text = ", ".join(f"--{section}.{k}\0{_shown(v)}" for k, v in values.items())
             lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
@@ -63,17 +68,24 @@ def _shown(value):
 def chosen(args):
     """{"train.lr": 2e-4, ...}: the fields that the command line sets."""
     values = {n: parse_value(n, text) for n in field_types() if (text := getattr(args, n)) is not None}
+    for one, other in (("train.epochs", "train.steps"), ("data.source", "data")):
+        if one in values and getattr(args, other) is not None:
+            raise UserError(f"--{one}: --{other} says something else; leave one of the two out")
     if args.data is not None:
         values["data.source"] = args.data
     return values
 
 
+def run_folder(args):
+    """Where the run is, or will be."""
+    return Path(args.out or Path("ckpt") / (args.preset or DEFAULT))
+
+
 def configure(args):
-    """(config, state): the run that the command line asks for; state is what --resume found, or None."""
-    if args.preset not in PRESETS:
+    """(config, state, folder) of the run that the command line asks for; state is what --resume found, or None."""
+    if args.preset not in (None, *PRESETS):
         raise UserError(f"--preset {args.preset}: unknown{nearest(args.preset, PRESETS)}; --list-presets shows all")
-    values, state = chosen(args), None
-    folder = Path(args.out or Path("ckpt") / args.preset)
+    values, state, folder = chosen(args), None, run_folder(args)
     last = folder / "last.pth"
     if args.resume and args.dry_run:
         raise UserError("--dry-run starts a run of its own and keeps nothing: leave out --resume")
@@ -81,13 +93,21 @@ def configure(args):
         if not last.exists():
             raise UserError(f"nothing to resume: there is no {last}; start without --resume")
         config, state = checkpoint.load(last)
+        if args.preset not in (None, config.name):
+            raise UserError(f"--preset {args.preset}: {last} is a run of {config.name}; leave --preset out")
         fixed = [n for n in values if n.startswith(FIXED) and values[n] != field_of(config, n)]
         if fixed:
             raise UserError(f"--{fixed[0]} cannot change on the way: leave it out, or start a new run with --out DIR")
+        before, after = (t.batch_size * t.accumulate for t in (config.train, override(config, values).train))
+        if after != before:
+            raise UserError(
+                f"--train.batch_size, --train.accumulate: {after} images a step, but the run began with {before}; "
+                "keep their product, or start a new run with --out DIR"
+            )
     else:
         if not args.dry_run and not args.verify:
             check_free(folder)
-        config = PRESETS[args.preset]
+        config = PRESETS[args.preset or DEFAULT]
     config = override(config, values)
     source = Path(config.data.source).resolve()
     if config.data.source and source.is_dir() and folder.resolve().is_relative_to(source):
@@ -98,9 +118,11 @@ def configure(args):
 
 
 def check_free(folder):
-    """A new run never overwrites another."""
+    """A new run never overwrites another, nor what is left of one."""
     if (folder / "last.pth").exists():
         raise UserError(f"{folder} holds a run: go on with it by --resume, or choose another folder with --out DIR")
+    if (folder / "best.pth").exists():
+        raise UserError(f"{folder}/best.pth would be replaced: choose another folder with --out DIR, or move it away")
 
 
 def field_of(config, name):
@@ -123,6 +145,7 @@ def fit_classes(config, images, explicit):
 def shrink(config):
     """`config` cut down to two steps and a handful of pictures, for --dry-run."""
     train = replace(config.train, steps=2, epochs=0, eval_every=1, val_images=8)
+    train = replace(train, distance_images=min(8, train.distance_images))
     sample = replace(config.sample, steps=min(2, config.diffusion.T), n=2)
     return replace(config, train=train, sample=sample)
 
@@ -142,9 +165,9 @@ def verify(config, images, train, val):
 
 def export(args):
     """Write what is needed for sampling, in half precision, from the run's best.pth."""
-    best = Path(args.out or Path("ckpt") / args.preset) / "best.pth"
-    if Path(args.export).resolve() in (best.resolve(), best.with_name("last.pth").resolve()):
-        raise UserError(f"--export {args.export}: this would replace the run's own checkpoint; choose another name")
+    best = run_folder(args) / "best.pth"
+    if Path(args.export).exists():
+        raise UserError(f"--export {args.export}: it exists already; choose another name, or move it away")
     checkpoint.slim(best, args.export)
     print(f"{args.export}: the averaged weights of {best} in half precision, SHA-256 {checkpoint.digest(args.export)}")
     return 0
@@ -209,10 +232,16 @@ def train_run(args, config, state, folder, group):
             if state is not None:
                 trainer.resume(state)
                 say(f"resumed   at step {trainer.step:,}")
+            if trainer.finished:
+                if group.main:  # killed right after its last checkpoint, it has not drawn its last views
+                    trainer.tidy()
+                    trainer.write_views()
+                raise UserError(
+                    f"{folder} is finished: {trainer.step:,} steps made, {trainer.steps:,} asked for; "
+                    "more with a larger --train.steps N"
+                )
             if group.main:
                 trainer.open_folder()
-            if trainer.finished:
-                raise UserError(f"{folder} is finished ({trainer.steps:,} steps); more with --train.steps N")
             group.wait()
             try:
                 trainer.fit()
@@ -223,26 +252,27 @@ def train_run(args, config, state, folder, group):
                     say(f"\nstopped at step {trainer.saved:,}; go on with: python main.py {_again(args)} --resume")
                 return 130
             if args.dry_run and group.main:
-                dry_sample(folder)
+                dry_sample(folder, group.device)
     say(f"memory    {peak_memory(group.device):.1f} GiB at most")
     if args.dry_run:
         say("dry run   trained, validated, saved, loaded and sampled; nothing was kept")
     else:
-        say(f"more      python generate.py ddim --ckpt {folder}/best.pth")
+        say(f"more      python generate.py ddim --ckpt {shlex.quote(f'{folder}/best.pth')}")
         say(f"run       {folder}: last.pth, best.pth, metrics.csv, loss.png, samples/")
     return 0
 
 
-def dry_sample(folder):
-    """What generate.py would do with the checkpoint of the dry run."""
+def dry_sample(folder, device):
+    """What generate.py would do with the checkpoint of the dry run, in this process alone."""
     import generate
 
-    generate.main(["ddim", "--ckpt", str(folder / "last.pth"), "-n", "1", "--steps", "2", "--out", str(folder / "out")])
+    args = generate.parser().parse_args(["ddim", "-n", "1", "--steps", "2", "--out", str(folder / "out")])
+    generate.generate(args, folder / "last.pth", processes.Processes(0, 1, device))
 
 
 def _again(args):
     """The flags that --resume needs to find the run."""
-    return f"--preset {args.preset}" + (f" --out {args.out}" if args.out else "")
+    return f"--preset {args.preset or DEFAULT}" + (f" --out {shlex.quote(args.out)}" if args.out else "")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from dataset.batches import Batches
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
 from diffusion.samplers import ddim, image_noise, spaced
-from evaluation import compare
+from evaluation import compare, features
 from models import checkpoint
 from models.ema import EMA
 from models.unet import UNet
@@ -113,6 +113,8 @@ class Trainer:
         self.val = np.resize(np.random.default_rng(c.seed).permutation(val), c.val_images)  # repeated if too few
         self.rows = []  # metrics.csv, one dictionary an evaluation
         self.best = math.inf  # lowest validation loss so far
+        # built before the training, as what it needs may be missing
+        self.see = features.extractor(c.distance_features, device) if c.distance_images else None
         self.skipped = torch.zeros((), device=device)  # steps without an update: gradient not finite
         self.streak = torch.zeros((), device=device)  # ... in a row
         self._start_averages()
@@ -243,7 +245,7 @@ class Trainer:
         indices, n = self.batches.indices, c.distance_images
         chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class
         real = torch.from_numpy(np.ascontiguousarray(self.images.pixels[chosen]))
-        found = compare.compare(drawn, real, c.distance_features, self.device)
+        found = compare.compare(drawn, real, self.see)
         return {name: found[name] for name in compare.names(c.distance_features)}
 
     def evaluate(self):
@@ -309,15 +311,15 @@ class Trainer:
     def _last_good(self):
         last = self.folder / "last.pth"
         if last.exists():
-            return f"the last good checkpoint is {last} (step {self.rows[-1]['step'] if self.rows else 0})"
+            return f"the last good checkpoint is {last} (step {self.saved:,})"
         return "nothing was saved yet"
 
     # ------------------------------------------------------------------ the loop
 
     @property
     def finished(self):
-        """The budget is used up and the result has been looked at."""
-        return self.step >= self.steps and self._evaluated()
+        """Nothing is left to do: the budget is used up, and the result has been looked at."""
+        return self.step > self.steps or (self.step == self.steps and self._evaluated())
 
     def _evaluated(self):
         return bool(self.rows) and self.rows[-1]["step"] >= self.step
@@ -343,8 +345,6 @@ class Trainer:
                 if self.processes.main:
                     self.save()
                 raise KeyboardInterrupt from None
-        if self.processes.main:
-            self.animate_strips()
 
     def _bar(self):
         return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.processes.main else True,
@@ -403,27 +403,29 @@ class Trainer:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create {self.folder}: {error.strerror}") from None
-        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed while saving
-            leftover.unlink(missing_ok=True)
+        self.tidy()
         with checkpoint.replacing(self.folder / "config.json") as temp:
             temp.write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
         x, _ = self.batches(0)
         scale = pictures.readable_scale(self.config.data.size)
         with checkpoint.replacing(self.folder / "samples" / "data.png") as temp:
             pictures.save_png(temp, pictures.grid(pictures.upscale(to_uint8(x[:36]).cpu(), scale)))
-        if self.rows:  # a run that was killed right after writing last.pth has not written these
-            self._write_views()
-        if self.finished:
-            self.animate_strips()
+        if self.rows:
+            self.write_views()
+
+    def tidy(self):
+        """Remove what a process that was killed while saving has left."""
+        for leftover in self.folder.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def save(self):
         """Write last.pth, and then what only shows its content in another way."""
         self._save("last.pth", resumable=True)
         self.saved = self.step
-        self._write_views()
+        self.write_views()
 
-    def _write_views(self):
-        """Write metrics.csv and loss.png."""
+    def write_views(self):
+        """Write metrics.csv and loss.png, and at the end of the run strips.gif."""
         with checkpoint.replacing(self.folder / "metrics.csv") as temp, open(temp, "w", newline="") as file:
             more = dict.fromkeys(name for row in self.rows for name in row if name not in COLUMNS)
             table = csv.DictWriter(file, (*COLUMNS, *more))  # a row without a distance leaves the field empty
@@ -432,6 +434,8 @@ class Trainer:
         if self.rows:
             with checkpoint.replacing(self.folder / "loss.png") as temp:
                 plot(self.rows, temp)
+        if self.finished:
+            self.animate_strips()
 
     def _save(self, name, resumable):
         more = {"classes": self.classes}

@@ -5,7 +5,6 @@ For a trainer and for evaluate.py alike.  Read next: frechet.py, kernel.py.
 
 import torch
 
-from evaluation.features import extractor
 from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance
 
@@ -33,9 +32,11 @@ def kernel_figures(x, y, features):
     return dict(zip((key, f"{key}_std", f"{key}_subset"), kernel_distance(x, y)))
 
 
-def compare(pictures, reference, features="random", device="cpu", batch=256):
-    """The distances of `pictures` and `reference`, both uint8 (N, C, H, W), N >= 2: a dictionary of numbers."""
-    see = extractor(features, device)
+def compare(pictures, reference, see, batch=256):
+    """The distances of `pictures` and `reference`, both uint8 (N, C, H, W), N >= 2: a dictionary of numbers.
+
+    see: features.extractor(...), what is compared.
+    """
     with torch.no_grad():
         x, y = (torch.cat([see(part) for part in images.split(batch)]) for images in (pictures, reference))
-    return {**frechet_figures(x, y, features), **kernel_figures(x, y, features)}
+    return {**frechet_figures(x, y, see.name), **kernel_figures(x, y, see.name)}

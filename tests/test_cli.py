@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -731,7 +732,7 @@ def test_an_exported_checkpoint_is_small_and_draws_the_same_pictures(program, ru
     assert checkpoint.load("small.pth")[1]["step"] == checkpoint.load(run_folder / "best.pth")[1]["step"]
     code, _, err = program("generate", "ddim", "--ckpt", "small.pth", "--weights", "raw")
     assert code == 2 and "averaged weights only" in err
-    code, _, err = program("main", "--out", "nowhere", "--export", "small.pth")
+    code, _, err = program("main", "--out", "nowhere", "--export", "other.pth")
     assert code == 2 and "nowhere/best.pth" in err
 
 
@@ -747,8 +748,29 @@ def test_the_run_cannot_lie_in_its_own_data(program, tmp_path):
     assert code == 2 and "lies in the data" in err and not (tmp_path / "pictures/run").exists()
 
 
-@pytest.mark.parametrize("name", ["best.pth", "last.pth"])
-def test_an_export_never_replaces_the_runs_own_checkpoint(program, run_folder, name):
+@pytest.mark.parametrize("name", ["best.pth", "last.pth", "config.json"])
+def test_export_replaces_nothing(program, run_folder, name):
     before = (run_folder / name).read_bytes()
     code, _, err = program("main", "--out", run_folder, "--export", run_folder / name)
     assert code == 2 and "choose another name" in err and (run_folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["best.pth", "last.pth"])
+def test_a_folder_with_any_checkpoint_is_not_trained_into(program, run_folder, tmp_path, left):
+    (tmp_path / "run").mkdir()
+    shutil.copy(run_folder / left, tmp_path / "run")
+    code, _, err = program("main", *SMOKE, "--out", "run")
+    assert code == 2 and "choose another folder with --out" in err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [left]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--train.steps", 3, "--train.epochs", 1), "--train.epochs"),
+        (("--data", "a", "--data.source", "b"), "--data.source"),
+    ],
+)
+def test_two_flags_for_one_thing_are_refused(program, flags, said):
+    code, _, err = program("main", *SMOKE, *flags)
+    assert code == 2 and said in err and "leave one of the two out" in err

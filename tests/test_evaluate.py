@@ -150,7 +150,8 @@ def test_only_inception_is_called_fid():
 
 def test_compare_takes_uint8_pictures_and_gives_numbers():
     some = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    same, other = compare.compare(some, some), compare.compare(some, some // 4, batch=5)
+    see = features.extractor("random")
+    same, other = compare.compare(some, some, see), compare.compare(some, some // 4, see, batch=5)
     assert set(same) == {"frechet_distance_random", "mmd2_random", "mmd2_random_std", "mmd2_random_subset"}
     assert same["frechet_distance_random"] < 1e-3 < other["frechet_distance_random"]
 
@@ -661,7 +662,7 @@ def test_sweep_is_the_distance_by_hand_against_the_evaluations_a_picture(program
     reals = torch.from_numpy(reference.load(checkpoint.load(awake)[0].data).pixels)
     for row in rows:
         samples = drawn(awake, 6, seed=3, sampler=row[0], steps=int(row[1]), eta=0.0)
-        expected = compare.compare(samples, reals)
+        expected = compare.compare(samples, reals, features.extractor("random"))
         assert [float(v) for v in row[3:6]] == pytest.approx(list(expected.values())[:3], rel=1e-2, abs=1e-4)
     lines = {line.get_label(): line.get_xydata().tolist() for line in kept[0].axes[0].lines}
     of = {name: sorted([int(r[2]), float(r[3])] for r in rows if r[0] == name) for name in ("ddim", "heun")}

@@ -60,6 +60,11 @@ def test_two_processes_train_and_generate_as_one_does_and_one_resumes_them(progr
     close(states(tmp_path / "two"), states(tmp_path / "one"))
 
 
+def test_a_dry_run_of_two_processes_samples_in_one(tmp_path):
+    assert "dry run   trained" in torchrun(tmp_path, "main.py", *FLAGS, "--dry-run")
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
+
+
 def test_one_process_needs_no_engine():
     alone = Processes(0, 1, torch.device("cpu"))
     assert alone.main and alone.gather(3) == [3] and alone.main_first(lambda: 5) == 5

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -482,14 +483,47 @@ def test_a_finished_run_can_be_extended(program, tmp_path):
     assert last(tmp_path / "ckpt/smoke")["step"] == 8
 
 
+def test_on_resume_a_step_keeps_its_number_of_images_however_they_are_divided(program):
+    """The epochs in metrics.csv count steps."""
+    assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
+    resume = ("main", *SMOKE, "--resume", "--train.steps", 6)
+    code, _, err = program(*resume, "--train.batch_size", 2)
+    assert code == 2 and "2 images a step, but the run began with 4" in err
+    assert program(*resume, "--train.batch_size", 2, "--train.accumulate", 2)[0] == 0
+
+
+def test_a_refused_resume_changes_nothing(program, tmp_path):
+    """A finished run, and one that has made more steps than are asked for, keep the settings that they had."""
+    assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "ckpt/smoke").glob("*.*")}
+    for flags in (("--train.lr", 7), ("--train.steps", 3, "--train.lr", 7)):
+        code, _, err = program("main", *SMOKE, "--resume", *flags)
+        assert code == 2 and "4 steps made" in err and "larger --train.steps" in err
+        assert {p.name: p.read_bytes() for p in (tmp_path / "ckpt/smoke").glob("*.*")} == before
+
+
+def test_a_preset_is_refused_where_the_run_is_another(program):
+    assert program("main", *SMOKE, "--train.steps", 4, "--out", "run")[0] == 0
+    code, _, err = program("main", "--preset", "cifar10", "--out", "run", "--resume")
+    assert code == 2 and "--preset cifar10: run/last.pth is a run of smoke" in err
+    assert program("main", "--out", "run", "--resume", "--train.steps", 5)[0] == 0
+
+
+def test_what_the_distance_needs_is_missed_before_the_training(program, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    distance = ("--train.distance_images", 4, "--train.distance_features", "inception")
+    code, _, err = program("main", *SMOKE, *distance)
+    assert code == 2 and "torch-fidelity" in err and not (tmp_path / "ckpt/smoke/config.json").exists()
+
+
 def test_resume_refuses_another_network_and_other_data(program):
     assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
     fixed = {"--model.channels": 16, "--diffusion.prediction": "v", "--data.size": 32, "--data.channels": 1}
-    for flag, value in {**fixed, "--data.seed": 1}.items():  # another seed would train on what was held out
+    fixed |= {"--data.seed": 1, "--data.count": 20, "--data.val_fraction": 0.5}  # would train on what was held out
+    fixed |= {"--train.seed": 1, "--train.val_images": 12}  # would compare losses of other pictures
+    for flag, value in fixed.items():
         code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8, flag, value)
         assert code == 2 and f"{flag} cannot change" in err
-    code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8, "--data.count", 20)
-    assert code == 2 and "data has changed" in err
     code, _, err = program("main", *SMOKE, "--resume", "--dry-run")
     assert code == 2 and "leave out --resume" in err
     code, _, err = program("main", *SMOKE, "--out", "nowhere", "--resume")
@@ -641,5 +675,5 @@ def test_the_distance_of_samples_and_data_is_measured_only_when_asked_for(progra
     drawn = t.sample(12)[0]
     evenly = [int(i * len(t.batches.indices) / 12) for i in range(12)]  # the first 12 might be of one class
     real = torch.from_numpy(t.images.pixels[t.batches.indices[evenly]])
-    assert t.distance()["mmd2_pixels"] == pytest.approx(compare.compare(drawn, real, "pixels")["mmd2_pixels"], rel=1e-3)
+    assert t.distance()["mmd2_pixels"] == pytest.approx(compare.compare(drawn, real, t.see)["mmd2_pixels"], rel=1e-3)
     assert small().distance() == {}
