@@ -213,6 +213,11 @@ class Subject:
 def real_features(subject, args, see):
     """Features (M, d) of the reference images, from the cache if they are there, and what the images are."""
     images = subject.group.main_first(lambda: reference.load(subject.config.data, args.split))
+    if len(images.pixels) < 2:
+        raise UserError(
+            f"{images.name}: {len(images.pixels)} image in the split {args.split!r}, and a distance needs at least 2; "
+            "take another --split, or --data with more"
+        )
     content = hashlib.sha256(str(images.pixels.shape).encode() + np.ascontiguousarray(images.pixels).data)
     facts = {"data": images.name, "split": args.split, "reference_n": len(images.pixels)}
     facts["reference_sha256"] = content.hexdigest()
@@ -318,6 +323,18 @@ def in_double(subject, images, numbers, facts, clip=True):
     return denoise
 
 
+def mean_figures(bits):
+    """Of the bits per dimension of each image (N,): their mean, and its standard error, which one image has not."""
+    error = (bits.std() / len(bits) ** 0.5).item() if len(bits) > 1 else None
+    return {"bits_per_dim": bits.mean().item(), "standard_error": error}
+
+
+def mean_text(figures):
+    """The same for people."""
+    error = figures["standard_error"]
+    return f"{figures['bits_per_dim']:.4f}{'' if error is None else f' ± {error:.4f}'} bits per dimension"
+
+
 def bpd(subject, args, out):
     """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
     generate.check_variance(args.variance, subject.config, subject.path)
@@ -342,10 +359,9 @@ def bpd(subject, args, out):
     protocol = {**facts, "variance": args.variance, "levels": args.levels, "T": T}
     if not group.main:
         return protocol, {}
-    mean, total = table.mean(dim=0), table.sum(dim=1)
+    mean = table.mean(dim=0)
     figures = {
-        "bits_per_dim": total.mean().item(),
-        "standard_error": (total.std() / n**0.5).item(),
+        **mean_figures(table.sum(dim=1)),
         "L_0": mean[0].item(),
         "L_t": mean[1:-1].sum().item(),
         "L_T": mean[-1].item(),
@@ -355,7 +371,7 @@ def bpd(subject, args, out):
         for (first, last), value in zip(stretches[1:-1], mean[1:-1].tolist())
     ]
     write_csv(out / "by_t.csv", ("t_first", "t_last", "bits_per_dim", "bits_per_dim_and_level"), rows)
-    print(f"at most {figures['bits_per_dim']:.4f} ± {figures['standard_error']:.4f} bits per dimension, {n:,} images")
+    print(f"at most {mean_text(figures)}, {n:,} images")
     print(
         f"L_0 {figures['L_0']:.4f}, sum of L_t {figures['L_t']:.4f}, L_T {figures['L_T']:.6f}; by t in {out}/by_t.csv"
     )
@@ -394,11 +410,10 @@ def loglik(subject, args, out):
     if not group.main:
         return protocol, {}
     bits = table.mean(dim=1)
-    figures = {"bits_per_dim": bits.mean().item(), "standard_error": (bits.std() / n**0.5).item()}
+    figures = mean_figures(bits)
     of_draws = (table.std(dim=1) / args.probes**0.5).tolist() if args.probes > 1 else [""] * n
     write_csv(out / "by_image.csv", ("image", "bits_per_dim", "standard_error"), zip(range(n), bits.tolist(), of_draws))
-    print(f"{figures['bits_per_dim']:.4f} ± {figures['standard_error']:.4f} bits per dimension, {n:,} images, ", end="")
-    print(f"by the ODE from level 1 to {T}; by image in {out}/by_image.csv")
+    print(f"{mean_text(figures)}, {n:,} images, by the ODE from level 1 to {T}; by image in {out}/by_image.csv")
     return protocol, figures
 
 

@@ -691,6 +691,36 @@ def test_mistakes_are_one_line(program, run_folder, command, words):
     assert any(word in err for word in words), err
 
 
+@pytest.fixture
+def few(tmp_path):
+    """few(n): a folder of n pictures."""
+
+    def make(n):
+        (tmp_path / f"few{n}").mkdir()
+        for i in range(n):
+            pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"few{n}" / f"{i}.png")
+        return tmp_path / f"few{n}"
+
+    return make
+
+
+@pytest.mark.parametrize(("command", "there", "split"), [("kid", 1, "train"), ("fid", 3, "val"), ("sweep", 1, "all")])
+def test_a_distance_to_one_image_is_refused(program, run_folder, few, command, there, split):
+    flags = ("--features", "random", "-n", 4, "--steps", 1, "--split", split, "--data", few(there))
+    code, _, err = program("evaluate", command, "--ckpt", run_folder, *flags)
+    lines = [line for line in err.splitlines() if not line.startswith("warning")]
+    assert code == 2 and len(lines) == 1
+    assert f"1 image in the split '{split}', and a distance needs at least 2" in lines[0]
+
+
+@pytest.mark.parametrize("command", ["bpd", "loglik"])
+def test_the_bits_of_one_image_have_no_deviation(program, run_folder, few, command):
+    out, _, report = measure(program, run_folder, command, "--data", few(1), *(["--levels", 4] * (command == "bpd")))
+    assert report["figures"]["standard_error"] is None and math.isfinite(report["figures"]["bits_per_dim"])
+    assert f"{report['figures']['bits_per_dim']:.4f} bits per dimension, 1 images" in out and "±" not in out
+
+
 def test_a_hostile_weights_file_is_not_run(tmp_path):
     pytest.importorskip("torch_fidelity")
     import pickle
