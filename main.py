@@ -189,11 +189,10 @@ def main(argv):
         return list_presets()
     if args.export:
         return export(args)
-    config, state, folder = configure(args)
-    config = check(config)
     group = processes.start(args.device)
     try:
-        return train_run(args, config, state, folder, group)
+        config, state, folder = configure(args)
+        return train_run(args, check(config), state, folder, group)
     finally:
         processes.stop()
 

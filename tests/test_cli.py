@@ -710,6 +710,7 @@ def test_labels_and_guidance_without_classes_are_refused(program, tmp_path):
     for flags in (["--guidance", "2"], ["--label", "3"]):
         code, _, err = program("generate", "ddim", *flags)
         assert code == 2 and err.count("\n") == 1 and flags[0] in err and "no classes" in err
+        assert "ckpt/smoke/best.pth" in err  # the newest run may not be the one meant
 
 
 def test_weights_that_are_not_finite_are_refused(program, run_folder, tmp_path):
@@ -762,6 +763,12 @@ def test_a_folder_with_any_checkpoint_is_not_trained_into(program, run_folder, t
     code, _, err = program("main", *SMOKE, "--out", "run")
     assert code == 2 and "choose another folder with --out" in err
     assert [p.name for p in (tmp_path / "run").iterdir()] == [left]
+
+
+def test_a_device_that_is_not_there_is_what_is_said_first(program, run_folder):
+    """Whatever else is wrong: without it nothing else can be put right."""
+    code, _, err = program("main", *SMOKE, "--out", run_folder, "--device", "cuda:99")
+    assert code == 2 and "cuda:99" in err and "holds a run" not in err
 
 
 @pytest.mark.parametrize(
