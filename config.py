@@ -33,9 +33,9 @@ class Model:
     channels: int = 128  # channels at the first level
     channel_mults: tuple[int, ...] = (1, 2, 2, 2)  # times `channels`, one entry a level; each level halves H and W
     num_res_blocks: int = 2  # ResBlocks in each encoder level
-    mid_blocks: int = 2  # ResBlocks in the middle, with attention between them
+    mid_blocks: int = 2  # ResBlocks in the middle, the first with attention after it
     decoder_blocks: tuple[int, ...] = ()  # ResBlocks in each decoder level; () = num_res_blocks + 1 everywhere
-    attention_resolutions: tuple[int, ...] = (16,)  # softmax attention where the short side is this many pixels
+    attention_resolutions: tuple[int, ...] = (16,)  # softmax attention where the feature map's short side is this
     linear_attention_resolutions: tuple[int, ...] = ()  # linear attention there instead
     heads: int = 1  # attention heads
     dropout: float = 0.1
@@ -284,6 +284,13 @@ def check(config):
             shape = "x".join(str(v) for v in d.size)
             raise UserError(f"--data.size {shape}: the network needs multiples of {unit}; nearest to {side}: {near}")
     return config
+
+
+def attended(config):
+    """The resolutions, of those that the network works at, where it has attention outside the middle."""
+    m = config.model
+    levels = [min(config.data.size) // m.patch >> level for level in range(len(m.channel_mults))]
+    return [r for r in levels if r in (*m.attention_resolutions, *m.linear_attention_resolutions)]
 
 
 def size_multiple(model):

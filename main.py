@@ -17,7 +17,7 @@ import torch
 import cli
 import processes
 from board import Board
-from config import ABOUT, PRESETS, UserError, check, field_types, nearest, override, parse_value, to_dict
+from config import ABOUT, PRESETS, UserError, attended, check, field_types, nearest, override, parse_value, to_dict
 from dataset import pictures, sources
 from models import checkpoint
 from trainer import Trainer, locked, peak_memory
@@ -222,7 +222,8 @@ def train_run(args, config, state, folder, group):
             board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
             trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
             parameters = sum(p.numel() for p in trainer.model.parameters())
-            say(f"network   U-Net, {parameters:,} parameters, {config.model.num_classes or 'no'} classes")
+            classes, levels = config.model.num_classes or "no", ", ".join(map(str, attended(config))) or "no level"
+            say(f"network   U-Net, {parameters:,} parameters, {classes} classes, attention at {levels}")
             compiled = "compiled" if args.compile else "not compiled"
             say(f"device    {group.device}, {trainer.precision}, {compiled}, {group.world} process(es)")
             t = config.train

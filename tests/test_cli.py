@@ -23,6 +23,7 @@ from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced
 from models import checkpoint
+from models.attention import Attention
 from trainer import total_steps
 
 SMOKE = ("--preset", "smoke")
@@ -763,6 +764,18 @@ def test_a_folder_with_any_checkpoint_is_not_trained_into(program, run_folder, t
     code, _, err = program("main", *SMOKE, "--out", "run")
     assert code == 2 and "choose another folder with --out" in err
     assert [p.name for p in (tmp_path / "run").iterdir()] == [left]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"), [("16,8", "attention at 16, 8"), ("8", "attention at 8"), ("7", "attention at no level")]
+)
+def test_a_run_says_where_its_network_has_attention(program, where, said):
+    """A resolution that the network does not have asks for nothing; the network is looked at, not the config."""
+    code, out, _ = program("main", *SMOKE, "--train.steps", 1, "--model.attention_resolutions", where, "--out", "run")
+    assert code == 0 and f"12 classes, {said}\n" in out
+    model, _, _ = checkpoint.load_model("run/last.pth", "cpu")
+    outside = [block.attn for level in model.encoder for block in level if isinstance(block.attn, Attention)]
+    assert len(outside) == len([r for r in where.split(",") if r != "7"])
 
 
 def test_a_device_that_is_not_there_is_what_is_said_first(program, run_folder):
