@@ -68,7 +68,7 @@ def main(argv):
     steps = args.steps or min(config.sample.steps, diffusion.T)
     if steps > diffusion.T:
         raise UserError(f"--steps {steps}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")
-    label = cli.find_label(args.label, state.get("classes", []), model.null_class)
+    label = generate.find_label(args.label, state, model, path)
     if args.guidance is not None and label is None:
         raise UserError("--guidance: there is nothing to guide by without a class; give one with --label NAME")
     guidance = config.sample.guidance if args.guidance is None else args.guidance

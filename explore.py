@@ -100,6 +100,7 @@ def main(argv):
         return app.serve(path, device, args.weights, args.seed, args.port)
     lesson = LESSONS[args.lesson]
     lab = Lab.open(path, device, args.weights, args.seed)
+    print(lab.origin)
     with figure.style():
         result = lesson(lab, **{name: getattr(args, name) for name in options(lesson)})
         out = Path(args.out) / f"{args.lesson}{'.gif' if isinstance(result, list) else '.png'}"

@@ -93,6 +93,14 @@ def levels(schedule, n, spacing="time", rho=None):
     return spaced_logsnr(schedule, n) if spacing == "logsnr" else spaced(schedule.T, n)
 
 
+def find_label(text, state, model, path):
+    """The label that --label names, as cli.find_label, but a mistake names the checkpoint: is it the one meant?"""
+    try:
+        return cli.find_label(text, state.get("classes", []), model.null_class)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def check_variance(variance, config, path):
     """Raise UserError if the variance is to be one that the checkpoint has not learned."""
     if variance == "learned" and config.diffusion.process != "learned_variance":
@@ -146,10 +154,10 @@ def generate(args, path, group):
     of_levels = {name: value for name, value in options.items() if name in ("spacing", "rho")}
     of_sampler = {name: value for name, value in options.items() if name not in of_levels}
     timesteps = levels(schedule, steps, **of_levels)
-    label = cli.find_label(args.label, state.get("classes", []), classes)
+    label = find_label(args.label, state, model, path)
     if args.guidance is not None and label is None:
         why = "without a class" if classes else "as the model has no classes"
-        raise UserError(f"--guidance: there is nothing to guide by {why}; leave it out")
+        raise UserError(f"{path}: --guidance: there is nothing to guide by {why}; leave it out")
     guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
     if args.sampler == "ddim":
         try:

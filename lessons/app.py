@@ -252,6 +252,7 @@ def serve(path, device, weights, seed, port):
         app = App(listed(path), device, weights, seed, port)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; choose another, or 0 for any free one") from None
+    print(app.lab(None).origin)
     print(f"open {app.url} in a browser on this machine; Ctrl-C stops", flush=True)
     try:
         app.serve_forever()

@@ -33,7 +33,10 @@ class Photos:
 
 @dataclass(frozen=True)
 class Lab:
-    """model: ready to sample.  classes: the names of its labels, maybe none.  seed: of all noise."""
+    """model: ready to sample.  classes: the names of its labels, maybe none.  seed: of all noise.
+
+    origin: which checkpoint it is, in words.
+    """
 
     model: UNet
     config: Config
@@ -41,6 +44,7 @@ class Lab:
     classes: tuple[str, ...]
     device: torch.device
     seed: int = 0
+    origin: str = ""
 
     @classmethod
     def open(cls, path, device="cpu", weights="ema", seed=0):
@@ -48,7 +52,8 @@ class Lab:
         model, config, state = checkpoint.load_model(path, device, weights)
         names = state.get("classes") or [str(i) for i in range(config.model.num_classes)]
         diffusion = variants.from_config(config.diffusion).to(device)
-        return cls(model, config, diffusion, tuple(names), torch.device(device), seed)
+        origin = f"{path}: {config.name}, step {state['step']:,}, {weights} weights"
+        return cls(model, config, diffusion, tuple(names), torch.device(device), seed, origin)
 
     @property
     def schedule(self):

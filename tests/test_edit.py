@@ -372,7 +372,7 @@ def test_invert_writes_what_the_library_finds_and_its_error(same_by_hand, settin
         (("img2img", "--level", "51"), "1 to 50"),
         (("img2img", "--steps", "99"), "1 to 50"),
         (("img2img", "--guidance", "2"), "--label"),
-        (("invert", "--label", "cats"), "cats"),
+        (("invert", "--label", "cats"), "best.pth: --label cats"),
         (("paint",), "paint"),
     ],
 )
