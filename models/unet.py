@@ -73,7 +73,7 @@ class UNet(nn.Module):
             self.down.append(Downsample(width) if level < len(channels) - 1 else nn.Identity())
             skips.append(handed)
 
-        # Middle: ResBlocks with attention between them.
+        # Middle: ResBlocks, the first with attention after it.
         def middle(i):
             attention = Attention(width, config.heads) if i == 0 else nn.Identity()
             return nn.ModuleList([ResBlock(width, width, emb_dim, config.dropout), attention])
