@@ -75,6 +75,23 @@ def number(low=0.0, below=float("inf")):
     return parse
 
 
+def writable(flag, path, endings=()):
+    """Raise UserError if the file that `flag` names cannot be written: before the work, which would be lost.
+
+    endings: those that its name may have; none: any.
+    """
+    path = Path(path)
+    if endings and path.suffix not in endings:
+        raise UserError(f"{flag} {path}: expected a name that ends in {' or '.join(endings)}")
+    new = not path.exists()
+    try:
+        open(path, "ab").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {flag} {path}: {error.strerror}; choose another file") from None
+
+
 def add_checkpoint(parser):
     """The arguments of every program that uses a checkpoint."""
     parser.add_argument("--ckpt", metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)")

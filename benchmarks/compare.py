@@ -8,7 +8,6 @@ matrix product or a convolution reached in the same run.  Peers that are not ins
 Read next: contestants.py, which says what one step of each is.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+import cli  # noqa: E402
+import processes  # noqa: E402
 from benchmarks.contestants import CONTESTANTS, NETWORKS, STEPS  # noqa: E402
 
 SIDE = 32  # pixels
@@ -83,10 +84,12 @@ class Contestant:
 
     def __init__(self, name, network, folder, args):
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
-        command = [sys.executable, __file__, "--worker", name, "--network", network, "--folder", str(folder),
-                   "--batch", str(args.batch), "--device", args.device, "--precision", args.precision]  # fmt: skip
+        what = {
+            "name": name, "network": network, "folder": str(folder), "batch": args.batch, "device": args.device,
+            "precision": args.precision, "compiled": args.compile,
+        }  # fmt: skip
         self.process = subprocess.Popen(
-            command + ["--compile"] * args.compile,
+            [sys.executable, __file__, "--worker", json.dumps(what)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         self.about = self.listen()
@@ -237,32 +240,34 @@ def ratios(results):
     return "\n".join(lines)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    p = cli.Parser(prog="compare.py", description=__doc__.split("\n")[0])
     p.add_argument("--quick", action="store_true", help="two short rounds")
-    p.add_argument("--rounds", type=int, help="turns of each contestant (default 5; 2 with --quick)")
-    p.add_argument("--steps", type=int, help="training steps a turn (default 4; 3 with --quick; 50 on a GPU)")
-    p.add_argument("--images", type=int, help="pictures sampled a turn (default 8; 4 with --quick; 128 on a GPU)")
-    p.add_argument("--batch", type=int, help="images a training step (default 32 on a CPU, 128 on a GPU; quick 16)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--rounds", type=cli.whole(1), help="turns of each contestant (default 5; 2 with --quick)")
+    p.add_argument("--steps", type=cli.whole(1), help="training steps a turn (default 4; 3 with --quick; 50 on a GPU)")
+    p.add_argument(
+        "--images", type=cli.whole(1), help="pictures sampled a turn (default 8; 4 with --quick; 128 on a GPU)"
+    )
+    # a peer takes no fewer than 16
+    p.add_argument(
+        "--batch", type=cli.whole(16), help="images a training step (default 32; 16 with --quick; 128 on a GPU)"
+    )
+    p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--precision", choices=("fp32", "bf16"), help="of all (default bf16 on a GPU, fp32 on a CPU)")
     p.add_argument("--compile", action="store_true", help="torch.compile every network")
     p.add_argument("--json", default="compare.json", help="where the numbers of every round go")
-    p.add_argument("--worker", help=argparse.SUPPRESS)
-    p.add_argument("--network", help=argparse.SUPPRESS)
-    p.add_argument("--folder", help=argparse.SUPPRESS)
-    args = p.parse_args()
-    gpu = torch.device(args.device).type == "cuda"
+    args = p.parse_args(argv)
+    args.device = str(processes.choose_device(args.device))
+    cli.writable("--json", args.json)
+    gpu = args.device.startswith("cuda")
     args.precision = args.precision or ("bf16" if gpu else "fp32")
     args.batch = args.batch or (128 if gpu else 16 if args.quick else 32)
     args.rounds = args.rounds or (2 if args.quick else 5)
     steps, images = (50, 128) if gpu else (3, 4) if args.quick else (4, 8)
     args.steps, args.images = args.steps or steps, args.images or images
-    if args.worker:
-        return worker(args.worker, args.network, args.folder, args.batch, args.device, args.precision, args.compile)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     start, load = time.perf_counter(), os.getloadavg()[0]
     results, peaks = compare(args)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     about = {
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
@@ -272,7 +277,6 @@ def main():
         "load_before": load, "load_after": os.getloadavg()[0],
         "peak_matmul": peaks[0], "peak_convolution": peaks[1],
     }  # fmt: skip
-    Path(args.json).write_text(json.dumps({"about": about, "results": results}, indent=2) + "\n")
     print(table(results, peaks))
     print()
     print(ratios(results))
@@ -282,8 +286,11 @@ def main():
         f"{peaks[1] / 1e9:.0f} GFLOP/s; load {load:.1f} before, {about['load_after']:.1f} after; "
         f"{time.perf_counter() - start:.0f} s"
     )
-    return None
+    Path(args.json).write_text(json.dumps({"about": about, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:  # not by cli.run: the memory that it keeps is ours alone, no peer's
+        worker(**json.loads(sys.argv[2]))
+    else:
+        sys.exit(cli.run(main))

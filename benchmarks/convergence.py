@@ -5,7 +5,6 @@ p_s.  For a mixture of two Gaussians, whose perfect network is a closed form, ev
 Prints a table and writes a plot.  The tests of the solvers use the same mixture.
 """
 
-import argparse
 import math
 import sys
 from itertools import pairwise, zip_longest
@@ -15,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+import cli
 from diffusion.samplers import ddim, dpmpp, heun, ode, spaced_logsnr, spaced_rho
 from diffusion.schedule import linear
 
@@ -71,10 +71,11 @@ def measure(sampler, levels, schedule=FINE, **options):
     return error, len(calls)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = cli.Parser(prog="convergence.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="convergence.png", help="the plot (default convergence.png)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    cli.writable("--out", args.out, (".png", ".pdf", ".svg"))
     curves = {
         name: [measure(sampler, levels(FINE, n)) for n in (8, 16, 32, 64, 128, 256) if (name, n) != ("heun", 256)]
         for name, (sampler, levels) in SOLVERS.items()
@@ -111,4 +112,4 @@ def plot(curves, path):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run(main))

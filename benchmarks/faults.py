@@ -7,7 +7,6 @@ Every fault must turn a test red; the table names the first one that did.  A fau
 suite, and the exit code says so.
 """
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -16,6 +15,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cli  # noqa: E402
+from config import UserError  # noqa: E402
+
 MATHS = "tests/test_process.py tests/test_samplers.py tests/test_schedule.py"
 
 # fmt: off
@@ -94,13 +98,13 @@ def first_red(tree, *tests):
     return None if done.returncode == 0 else found[1] if found else "something"
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    p = cli.Parser(prog="faults.py", description=__doc__.split("\n")[0])
     p.add_argument("words", nargs="*", help="only the faults whose name or file contains one of these")
-    words = p.parse_args().words or [""]
+    words = p.parse_args(argv).words or [""]
     faults = [fault for fault in FAULTS if any(word in fault[0] + " " + fault[1] for word in words)]
     if not faults:
-        p.error(f"no fault has {' or '.join(words)} in its name or file")
+        raise UserError(f"no fault has {' or '.join(words)} in its name or file")
     survivors = 0
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "tree"
@@ -118,4 +122,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -5,7 +5,6 @@ and is resumed, over and over; most kills wait until some file is being written.
 equal bit for bit: weights, EMA, optimiser, metrics.  Prints what happened; exit code 1 if anything differs.
 """
 
-import argparse
 import collections
 import csv
 import os
@@ -20,6 +19,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cli  # noqa: E402
+
 STEPS_A_KILL = 6  # the length of the run: far enough that it is still alive at the last kill
 FLAGS = shlex.split("""
     --preset smoke --device cpu --model.dropout 0.1 --train.accumulate 2 --train.eval_every 3 --train.batch_size 4
@@ -132,12 +135,12 @@ def torment(scratch, kills, seed=0):
     }  # fmt: skip
 
 
-def main():
+def main(argv):
     """Parse, torment, report."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser = cli.Parser(prog="kill.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=cli.whole(1), default=50, help="default 50")
+    parser.add_argument("--seed", type=cli.whole(0), default=0, help="of their moments (default 0)")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         found = torment(scratch, args.kills, args.seed)
     for name, value in found.items():
@@ -147,4 +150,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -24,6 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+import cli  # noqa: E402
+from config import UserError  # noqa: E402
+from processes import choose_device  # noqa: E402
+
 CHANNELS, MULTS = 16, (1, 2, 2)
 
 
@@ -85,13 +89,18 @@ def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="c
     return {"seconds": min(seconds), "memory": memory}
 
 
-def ask(*args, **values):
-    """measure() in a process of its own, so that its memory is its own: forked, which saves the imports."""
+def apart(work, *args, **values):
+    """work(*args, **values) in a process of its own, so that its memory is its own: forked, which saves the imports."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        try:
-            return pool.submit(measure, *args, **values).result()
-        except (MemoryError, RuntimeError):
-            return None  # did not fit
+        return pool.submit(work, *args, **values).result()
+
+
+def ask(*args, **values):
+    """measure() in a process of its own."""
+    try:
+        return apart(measure, *args, **values)
+    except (MemoryError, RuntimeError):
+        return None  # did not fit
 
 
 def ask_several(processes, **values):
@@ -201,14 +210,14 @@ def plot(found, path):
     figure.savefig(path, dpi=100)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--device", default="cpu")
-    p.add_argument("--plot", default=str(ROOT / "assets" / "scale.png"))
+def main(argv):
+    p = cli.Parser(prog="scale.py", description=__doc__.split("\n")[0])
+    p.add_argument("--device", default="cpu", metavar="NAME", help="auto, cpu, cuda or cuda:N (default cpu)")
+    p.add_argument("--plot", default=str(ROOT / "assets" / "scale.png"), help="the plot (default assets/scale.png)")
     p.add_argument("--only", metavar="TITLE", help="only the tables whose title begins like this; draws no plot")
     p.add_argument("--estimate", action="store_true", help="only the estimate for ImageNet-64 on many GPUs, on paper")
     p.add_argument("--worker", help=argparse.SUPPRESS)
-    args = p.parse_args()
+    args = p.parse_args(argv)
     if args.worker:
         result = measure(**json.loads(args.worker))
         if int(os.environ.get("RANK", 0)) == 0:
@@ -216,15 +225,20 @@ def main():
         return None
     if args.estimate:
         return estimate()
+    device = str(apart(choose_device, args.device))  # a process that has looked at a GPU cannot be forked
+    if args.only is None:
+        cli.writable("--plot", args.plot, (".png", ".pdf", ".svg"))
     found = []
-    for title, x_name, rows in tables(args.device):
+    for title, x_name, rows in tables(device):
         if title.lower().startswith((args.only or "").lower()):
             found.append((title, x_name, rows()))
             show(*found[-1])
-    if not args.only:
+    if not found:
+        raise UserError(f"--only {args.only}: no table has a title that begins like this")
+    if args.only is None:
         plot(found, args.plot)
     return None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run(main))
