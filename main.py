@@ -92,7 +92,11 @@ def configure(args):
     if args.resume:
         if not last.exists():
             raise UserError(f"nothing to resume: there is no {last}; start without --resume")
-        config, state = checkpoint.load(last)
+        try:
+            config, state = checkpoint.load(last)
+        except UserError as error:
+            rest = f"; {last.with_name('best.pth')} can still draw" if last.with_name("best.pth").exists() else ""
+            raise UserError(f"{error}: it cannot go on; start a new run with --out DIR{rest}") from None
         if args.preset not in (None, config.name):
             raise UserError(f"--preset {args.preset}: {last} is a run of {config.name}; leave --preset out")
         fixed = [n for n in values if n.startswith(FIXED) and values[n] != field_of(config, n)]

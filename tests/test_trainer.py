@@ -502,6 +502,15 @@ def test_a_refused_resume_changes_nothing(program, tmp_path):
         assert {p.name: p.read_bytes() for p in (tmp_path / "ckpt/smoke").glob("*.*")} == before
 
 
+def test_who_cannot_resume_a_damaged_checkpoint_is_told_what_to_do(program, tmp_path):
+    assert program("main", *SMOKE, "--train.steps", 4)[0] == 0
+    os.truncate(tmp_path / "ckpt/smoke/last.pth", 5000)
+    code, _, err = program("main", *SMOKE, "--resume")
+    assert code == 2 and "damaged" in err and "--out DIR" in err and "ckpt/smoke/best.pth can still draw" in err
+    (tmp_path / "ckpt/smoke/best.pth").unlink()
+    assert "draw" not in program("main", *SMOKE, "--resume")[2]
+
+
 def test_a_preset_is_refused_where_the_run_is_another(program):
     assert program("main", *SMOKE, "--train.steps", 4, "--out", "run")[0] == 0
     code, _, err = program("main", "--preset", "cifar10", "--out", "run", "--resume")
