@@ -196,11 +196,12 @@ def generate(args, path, group):
         return 0
     whole = {start: images for share in shares for start, images in share.items()}
     settings = {
-        "checkpoint": str(path), "step": state["step"], "weights": args.weights, "sampler": args.sampler,
+        "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
+        "weights": args.weights, "sampler": args.sampler,
         "steps": steps, "evaluations": evaluations, **options, "n": args.n, "seed": args.seed,
         "label": args.label, "guidance": guidance, "batch_size": args.batch_size, "clip": not args.no_clip,
         "upscale": args.upscale, "device": str(group.device), "processes": group.world, "precision": args.precision,
-        "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
     print(f"{evaluations:,} network evaluations a picture")
     images = torch.cat([whole[start] for start in sorted(whole)])

@@ -420,6 +420,8 @@ def test_exactly_n_pictures_one_grid_and_the_settings(program, run_folder):
     }
     settings = json.loads(Path("out/ddim/settings.json").read_text())
     assert (settings["sampler"], settings["n"], settings["seed"], settings["eta"]) == ("ddim", 5, 3, 0.0)
+    assert settings["checkpoint_sha256"] == hashlib.sha256((run_folder / "best.pth").read_bytes()).hexdigest()
+    assert settings["threads"] == torch.get_num_threads()
 
 
 def test_fewer_pictures_replace_more(program, run_folder):
