@@ -75,9 +75,8 @@ def parser():
             s.add_argument("--tol", type=cli.number(1e-5), default=1e-3, help="largest error of a step (default 1e-3)")
         else:
             s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: as the run samples")
-            usual = 0.0 if name in ("speed", "sweep") else None
-            about = "default 0" if usual == 0 else "default: as the run samples"
-            s.add_argument("--eta", type=cli.number(), default=usual, help=f"of ddim ({about})")
+            usual = "default 0" if name in ("speed", "sweep") else "default: as the run samples"
+            s.add_argument("--eta", type=cli.number(), help=f"of ddim ({usual})")
         if name in ("speed", "sweep"):
             s.add_argument("--samplers", type=_samplers, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
             s.add_argument("--steps", type=_steps, default=STEPS, metavar="N,N", help=f"default {STEPS}")
@@ -99,11 +98,19 @@ def _steps(text):
     return tuple(cli.whole(1)(part) for part in text.split(","))
 
 
+def hears_eta(samplers):
+    """Whether any of these samplers has an eta."""
+    return any("eta" in generate.OPTIONS[name] for name in samplers)
+
+
 def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
-    if hasattr(args, "sampler") and args.eta is not None and "eta" not in generate.OPTIONS[args.sampler]:
-        raise UserError(f"--eta {args.eta:g}: {args.sampler} has none; leave it out, or take --sampler ddim")
+    if getattr(args, "eta", None) is not None:
+        samplers = args.samplers if "samplers" in args else (args.sampler,)
+        if not hears_eta(samplers):
+            have = "has" if len(samplers) == 1 else "have"
+            raise UserError(f"--eta {args.eta:g}: {' and '.join(samplers)} {have} none; leave it out, or take ddim")
     path = cli.find_checkpoint(args.ckpt, args.preset)
     group = processes.start(args.device)
     try:
@@ -467,14 +474,15 @@ def nearest(subject, args, out):
 def speed(subject, args, out):
     """Images a second by sampler and number of steps."""
     numbers = range(subject.group.rank * args.n, (subject.group.rank + 1) * args.n)
-    subject.draw(numbers, args.samplers[0], 1, args.eta)  # the first call is slow
+    eta = args.eta or 0.0  # what is compared are the samplers, whatever the run's own eta
+    subject.draw(numbers, args.samplers[0], 1, eta)  # the first call is slow
     rows = []
     counts = [subject.steps(s) for s in args.steps]
     with subject.bar(len(args.samplers) * len(counts), "setting") as bar:
         for sampler in args.samplers:
             for steps in counts:
                 start = time.perf_counter()
-                _, evaluations = subject.draw(numbers, sampler, steps, args.eta)
+                _, evaluations = subject.draw(numbers, sampler, steps, eta)
                 if subject.group.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds = max(subject.group.gather(time.perf_counter() - start))
@@ -485,12 +493,13 @@ def speed(subject, args, out):
         write_csv(out / "speed.csv", header, rows)
         print_table(header, rows)
     protocol = {"batch": args.n, "guidance": subject.guidance, "threads": torch.get_num_threads()}
+    protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
     return protocol, {f"{s}_{steps}": rate for s, steps, _, rate in rows}
 
 
 def sweep(subject, args, out):
     """Distance to real images against the number of steps, for every sampler: table and plot."""
-    counts = [subject.steps(s) for s in args.steps]
+    counts, eta = [subject.steps(s) for s in args.steps], args.eta or 0.0
     see = features.extractor(args.features, subject.group.device, args.weights_file)
     warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, see)
@@ -502,7 +511,7 @@ def sweep(subject, args, out):
                 spent = []
 
                 def work(numbers, sampler=sampler, steps=steps, spent=spent):
-                    drawn, evaluations = subject.draw(numbers, sampler, steps, args.eta)
+                    drawn, evaluations = subject.draw(numbers, sampler, steps, eta)
                     spent.append(evaluations)
                     return see(drawn)
 
@@ -513,8 +522,8 @@ def sweep(subject, args, out):
                     distance = compare.frechet_figures(found, real, see.name)[frechet_name]
                     mean, std, _ = compare.kernel_figures(found, real, see.name).values()
                     rows.append((sampler, steps, max(spent), distance, mean, std, seconds))
-    protocol = {**facts, "features": see.name, "features_sha256": see.digest, "eta": args.eta}
-    protocol["guidance"] = subject.guidance
+    protocol = {**facts, "features": see.name, "features_sha256": see.digest, "guidance": subject.guidance}
+    protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
     if subject.group.main:
         header = ("sampler", "steps", "evaluations", frechet_name, kernel_name, f"{kernel_name}_std", "seconds")
         write_csv(out / "sweep.csv", header, rows)

@@ -383,6 +383,17 @@ def test_eta_is_refused_where_the_sampler_has_none(program, run_folder, command)
     assert code == 2 and "--eta 0: dpmpp has none" in err
 
 
+@pytest.mark.parametrize("command", ["speed", "sweep"])
+def test_eta_is_refused_where_none_of_the_samplers_has_one_and_recorded_where_one_has(program, run_folder, command):
+    flags = ("--ckpt", run_folder, "-n", 4, "--steps", 2)
+    code, _, err = program("evaluate", command, *flags, "--samplers", "dpmpp,heun", "--eta", 0.7)
+    assert code == 2 and err == "error: --eta 0.7: dpmpp and heun have none; leave it out, or take ddim\n"
+    recorded = []
+    for asked in (("--samplers", "dpmpp"), ("--samplers", "dpmpp,ddim"), ("--samplers", "ddim", "--eta", 0.7)):
+        recorded.append(measure(program, run_folder, command, *flags[2:], *asked)[2]["protocol"].get("eta"))
+    assert recorded == [None, 0.0, 0.7]
+
+
 @pytest.fixture(scope="module")
 def awake(run_folder, tmp_path_factory):
     """A checkpoint whose network hears labels and guidance, and that samples in its own way: all but the defaults."""
