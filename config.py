@@ -149,6 +149,10 @@ def override(config, values):
             if name in BRINGS:
                 raise UserError(f"--{name}: --diffusion.process edm brings its own; leave one of the two out")
         values = {**values, **BRINGS}
+    if values.get("diffusion.schedule", config.diffusion.schedule) == "cosine":
+        for name in ("diffusion.beta_start", "diffusion.beta_end"):
+            if name in values:
+                raise UserError(f"--{name}: the cosine schedule has none; leave it out, or take the linear one")
     for name, value in values.items():
         section, key = name.split(".")
         config = replace(config, **{section: replace(getattr(config, section), **{key: value})})

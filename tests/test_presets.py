@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import generate
 import main
-from config import ABOUT, PRESETS, Config, Sample, override
+from config import ABOUT, PRESETS, Config, Sample, UserError, override
 from models.unet import UNet
 from trainer import total_steps
 
@@ -108,3 +108,13 @@ def test_the_shipped_checkpoint_is_the_one_described():
 
     digest = hashlib.sha256((ROOT / "assets/textiles.pth").read_bytes()).hexdigest()
     assert digest in (ROOT / "docs/results.md").read_text()
+
+
+def test_betas_are_refused_where_the_schedule_has_none():
+    """The default's schedule is the cosine one; a beta_end that did nothing would look like a result."""
+    for name in ("diffusion.beta_start", "diffusion.beta_end"):
+        with pytest.raises(UserError, match=f"--{name}: the cosine schedule has none"):
+            override(PRESETS["textiles"], {name: 1e-3})
+        linear = override(PRESETS["textiles"], {name: 1e-3, "diffusion.schedule": "linear"})
+        assert getattr(linear.diffusion, name.split(".")[1]) == 1e-3
+        override(PRESETS["cifar10"], {name: 1e-3})
