@@ -5,6 +5,7 @@ web page on this machine.  A lesson is a function of the lab and its options in 
 its signature is its command line.  Read next: lessons/lab.py.
 """
 
+import argparse
 import inspect
 import sys
 import textwrap
@@ -29,13 +30,20 @@ LESSONS = {
 
 def several(one):
     """An argparse type: values of the argparse type `one`, with commas between."""
-    return lambda text: tuple(one(word) for word in text.split(",") if word.strip())
+
+    def parse(text):
+        values = tuple(one(word) for word in text.split(",") if word.strip())
+        if not values:
+            raise argparse.ArgumentTypeError(f"{text!r} holds no value; give one or more, with commas between")
+        return values
+
+    return parse
 
 
 # every option that a lesson may have in its signature: its type, and what it means
 OPTIONS = {
     "along": (str, "slerp (arc) or lerp (straight line)"),
-    "counts": (several(cli.whole(1)), "numbers of steps"),
+    "counts": (several(cli.whole(1)), "numbers of steps, besides the full chain's T (default: 5 to 250)"),
     "data": (str, "folder or zip of real images (default: what the checkpoint was trained on)"),
     "draws": (cli.whole(1, 16), "rows: draws of the noise on the way"),
     "etas": (several(cli.number()), "values of eta"),

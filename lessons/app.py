@@ -161,7 +161,7 @@ class App(ThreadingHTTPServer):
             except ValueError as error:
                 raise UserError(str(error)) from None
         x, noise_like = lab.noise(numbers, p["seed"])
-        denoise = lab.denoiser(y, p["guidance"] if lab.classes else None)
+        denoise = lab.denoiser(y, None if y is None else p["guidance"])
         steps = sampler(denoise, lab.schedule, x, timesteps=timesteps, noise_like=noise_like, **options)
 
         def frames():
@@ -176,7 +176,7 @@ class App(ThreadingHTTPServer):
         lab, numbers = self.lab(p["checkpoint"]), range(p["n"])
         y, timesteps = lab.labels(p["label"], numbers), lab.spaced(p["steps"])
         a, b = (lab.noise(numbers, seed)[0] for seed in (p["seed"], p["other"]))
-        denoise = lab.denoiser(y, p["guidance"] if lab.classes else None)
+        denoise = lab.denoiser(y, None if y is None else p["guidance"])
         x = PATHS[p["along"]](a, b, p["where"])
         return png(last(self.turns(ddim(denoise, lab.schedule, x, timesteps=timesteps))))
 

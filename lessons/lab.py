@@ -86,6 +86,8 @@ class Lab:
         """What the samplers call.  guidance: None takes the checkpoint's own."""
         if guidance is not None and not self.classes:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
+        if guidance is not None and y is None:
+            raise UserError("--guidance: there is nothing to guide by without a class; leave it out")
         guidance = self.config.sample.guidance if guidance is None else guidance
         return self.diffusion.denoiser(self.model, y, guidance=1.0 if y is None else guidance)
 

@@ -46,13 +46,16 @@ def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, da
     )[0]
 
 
-def steps(lab, counts=(5, 10, 25, 50, 100, 250, 1000), n=4, label=None, guidance=None):
+def steps(lab, counts=(), n=4, label=None, guidance=None):
     """The same noise in few steps and in many: what it costs, and how far it is from the full chain.
 
     The first steps settle the layout and the others sharpen it: the distance falls while the time grows in proportion.
     Where your eye sees no change from one column to the next, more steps buy nothing.
     """
-    counts = sorted({*(c for c in counts if c <= lab.T), lab.T})
+    for count in counts:
+        if count > lab.T:
+            raise UserError(f"--counts {count}: this checkpoint has T = {lab.T}, so 1 to {lab.T}")
+    counts = sorted({*(counts or (c for c in (5, 10, 25, 50, 100, 250) if c < lab.T)), lab.T})
     numbers = range(n)
     y = lab.labels(label, numbers)
     found, seconds = [], []

@@ -188,6 +188,9 @@ def test_the_first_line_of_a_lesson_is_its_help(program, name):
     [
         (["nothing"], "invalid choice"),
         (["steps", "--counts", "0"], "is not a whole number of at least 1"),
+        (["steps", "--counts", "1,2,51"], "--counts 51: this checkpoint has T = 50, so 1 to 50"),
+        (["steps", "--counts", ","], "argument --counts: ',' holds no value"),
+        (["steps", "--label", "none", "--guidance", "5"], "--guidance: there is nothing to guide by without a class;"),
         (["forward", "--levels", "51"], "--levels 51: this checkpoint has T = 50, so 0 to 50"),
         (["forward", "--picture", "99"], "--picture 99: there are 2 held-out pictures"),
         (["interpolate", "--other", "99"], "--other 99: there are 2 held-out pictures"),
@@ -317,7 +320,7 @@ def ticking(monkeypatch):
 
 def test_steps_shows_and_measures_each_walk_beside_the_full_chain(attentive, ticking, capsys):
     lab, counts = attentive, [2, 5, 50]
-    fig = walks.steps(lab, counts=(5, 2, 99), n=2, label="stars", guidance=2.0)
+    fig = walks.steps(lab, counts=(5, 2), n=2, label="stars", guidance=2.0)
     stars = [lab.classes.index("stars")] * 2
     ends = [walked(lab, drawn(range(2)), stars, 2.0, spaced(50, c)) for c in counts]
     assert_shows(fig, [torch.stack(row) for row in zip(*ends)], ["stars"] * 2, [f"{c} steps" for c in counts])
