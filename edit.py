@@ -79,10 +79,7 @@ def main(argv):
     x_0 = from_uint8(originals).to(device)
     noise = image_noise(args.seed, range(len(originals)))
     out = Path(args.out or Path("out") / args.command)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
+    generate.prepare(out, {"command": args.command, "n": len(originals)}, names)
     print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {device}")
     sample = replace(config.sample, steps=steps)
     middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, sample)
@@ -181,16 +178,24 @@ def read_mask(text, size):
     return mask
 
 
+def names(settings):
+    """Names of the files that these settings go with; none if another program wrote them."""
+    return (
+        {"settings.json", "strip.png", *generate.numbered(settings["n"])} if settings["command"] in COMMANDS else set()
+    )
+
+
 def write(out, before, middle, after, k, settings):
-    """Write each result, a strip of before | middle | after for all of them, and the settings."""
+    """Write the settings, each result, and a strip of before | middle | after for all of them."""
+    generate.clear(out, names)
+    with checkpoint.replacing(out / "settings.json") as temp:
+        temp.write_text(json.dumps(settings, indent=2) + "\n")
     for i, image in enumerate(pictures.upscale(after, k)):
         with checkpoint.replacing(out / f"{i:05d}.png") as temp:
             pictures.save_png(temp, image)
     strip = pictures.strip([pictures.upscale(z, k) for z in (before, *middle, after)])
     with checkpoint.replacing(out / "strip.png") as temp:
         pictures.save_png(temp, strip)
-    with checkpoint.replacing(out / "settings.json") as temp:
-        temp.write_text(json.dumps(settings, indent=2) + "\n")
     print(f"{len(after):,} pictures, and strip.png (before | on the way | after), in {out}")
 
 

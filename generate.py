@@ -173,7 +173,7 @@ def generate(args, path, group):
 
     out = Path(args.out or Path("out") / args.sampler)
     if group.main:
-        prepare(out)
+        prepare(out, {"sampler": args.sampler, "n": args.n}, names)
         print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
         print(f"{args.sampler}, {steps} steps, {group.device}, {args.precision}")
 
@@ -234,28 +234,55 @@ def sample(args, group, walk, steps, wanted):
     return found, kept, len(calls)
 
 
-def prepare(out):
-    """Create the folder before the work begins, so that it is not in vain."""
+def numbered(n):
+    """The names of n pictures."""
+    return {f"{i:05d}.png" for i in range(min(n, MOST))}
+
+
+def names(settings):
+    """Names of the files that these settings go with; none if another program wrote them."""
+    if settings["sampler"] not in SAMPLERS or "command" in settings:  # edit.py has both
+        return set()
+    return {"settings.json", "grid.png", "denoising.gif", "strip.png", *numbered(settings["n"])}
+
+
+def made(out, names):
+    """Names of what an earlier call may have written in this folder, by the settings that it holds."""
+    try:
+        return names(json.loads((out / "settings.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def prepare(out, settings, names):
+    """Create the folder before the work begins, so that it is not in vain.
+
+    Raises UserError if nothing can be written there, or if what would be replaced is not of an earlier call.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         with checkpoint.replacing(out / ".writable"):
             pass
         (out / ".writable").unlink()
+        there = {p.name for p in out.iterdir()}
     except OSError as error:
         raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
+    foreign = sorted((there & names(settings)) - made(out, names))
+    if foreign:
+        raise UserError(
+            f"{out / foreign[0]} is not of an earlier call like this one, and would be replaced; "
+            "choose another folder with --out DIR"
+        )
 
 
-def clear(out):
-    """Remove what an earlier call wrote, so that the folder holds exactly n pictures; and nothing else, ever."""
-    try:
-        made = json.loads((out / "settings.json").read_text())
-        ours = {f"{i:05d}.png" for i in range(min(made["n"], MOST))} if made["sampler"] in SAMPLERS else set()
-        ours = [p for p in out.glob("[0-9]*.png") if p.name in ours]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # another program's settings
-    ours += [out / name for name in ("grid.png", "denoising.gif", "strip.png")]
-    for path in [*ours, *out.glob(".*.tmp")]:  # and what a process left that was killed while writing
-        path.unlink(missing_ok=True)
+def clear(out, names):
+    """Remove what an earlier call wrote, so that the folder holds exactly n pictures; and nothing else, ever.
+
+    Only its settings stay: should this be interrupted, the next call still knows what to clear.
+    """
+    found = made(out, names)
+    for path in [*(out / name for name in found - {"settings.json"}), *(out.glob(".*.tmp") if found else ())]:
+        path.unlink(missing_ok=True)  # the last: what a process left that was killed while writing
 
 
 def write(out, images, frames, columns, k, settings):
@@ -265,7 +292,7 @@ def write(out, images, frames, columns, k, settings):
         with checkpoint.replacing(out / name) as temp:
             save(temp, content)
 
-    clear(out)
+    clear(out, names)
     # The settings first: if this is interrupted, the next call still knows what to clear.
     put("settings.json", lambda temp, text: temp.write_text(text), json.dumps(settings, indent=2) + "\n")
     for i, image in enumerate(images):

@@ -133,7 +133,8 @@ def same(a, b):
 BASE = {"checkpoint": "lively", "n": 2, "steps": 4}
 WALKS = (
     {"sampler": "ddpm"}, {"sampler": "dpmpp"}, {"sampler": "heun"}, {"sampler": "pc"}, {"steps": 7}, {"eta": 0.8},
-    {"seed": 3}, {"label": "stars"}, {"label": "none"}, {"label": "none", "guidance": 2.0}, {"label": "7"}, {"guidance": 0.0}, {"guidance": 1.5}, {"n": 5},
+    {"seed": 3}, {"label": "stars"}, {"label": "none"}, {"label": "none", "guidance": 2.0}, {"label": "7"},
+    {"guidance": 0.0}, {"guidance": 1.5}, {"n": 5},
     {"n": 1}, {"checkpoint": "smoke"},
 )  # fmt: skip
 MORPHS = (

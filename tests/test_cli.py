@@ -437,6 +437,29 @@ def test_nothing_of_the_users_is_deleted(program, run_folder, tmp_path):
     assert (tmp_path / "mine/00077.png").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["00000.png", "strip.png", "settings.json"])
+@pytest.mark.parametrize("command", [("generate", "ddim"), ("edit", "img2img")])
+def test_a_folder_with_a_file_of_the_users_that_would_be_replaced_is_refused(program, run_folder, command, name):
+    for text in ("mine", '{"n": 1, "sampler": "mine", "command": "mine"}'):
+        Path("mine").mkdir(exist_ok=True)
+        (Path("mine") / name).write_text(text)
+        flags = ("--ckpt", run_folder, "-n", 1, "--out", "mine")
+        code, _, err = program(*command, *flags)
+        assert code == 2 and err.count("\n") == 1 and f"mine/{name}" in err and "--out" in err
+        assert [p.name for p in Path("mine").iterdir()] == [name] and (Path("mine") / name).read_text() == text
+
+
+def test_what_one_program_made_the_other_does_not_replace_and_each_replaces_its_own(program, run_folder):
+    generated, edited = (("generate", "ddim"), ("edit", "img2img"))
+    for first, other in ((generated, edited), (edited, generated)):
+        flags = ("--ckpt", run_folder, "--out", first[0], "-n")
+        for n in (3, 1, 2):
+            assert program(*first, *flags, n)[0] == 0
+            assert len(pngs(first[0])) == n
+        assert program(*other, *flags, 1)[0] == 2
+        assert len(pngs(first[0])) == 2
+
+
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_the_same_batch_size_gives_the_same_bytes_whatever_n_is(program, run_folder, sampler):
     def digests(n, *more):

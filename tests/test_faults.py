@@ -377,10 +377,15 @@ def test_the_settings_of_another_program_cost_no_picture(program, run_folder, tm
         for name in mine:
             (tmp_path / "out/ddim" / name).write_text("mine")
         (tmp_path / "out/ddim/settings.json").write_text(text)
+        before = tree(tmp_path / "out")
+        code, _, err = program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 1)
+        assert code == 2 and tree(tmp_path / "out") == before
+        one_line(err, "out/ddim/grid.png", "--out")
+    for name in ("grid.png", "settings.json"):
+        (tmp_path / "out/ddim" / name).unlink()
+    for _ in "12":
         assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 1)[0] == 0
         assert all((tmp_path / "out/ddim" / name).read_text() == "mine" for name in mine[:3])
-    assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 1)[0] == 0
-    assert (tmp_path / "out/ddim/2024.png").exists() and (tmp_path / "out/ddim/3.png").exists()
 
 
 # ---------------------------------------------------------------- command lines
