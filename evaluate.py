@@ -310,9 +310,11 @@ def to_be_coded(subject, args):
     else:
         images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
     known = images.labels is not None and list(images.classes) == list(subject.state.get("classes", []))
-    split = "unseen" if args.split == "val" else args.split
+    split, n = "unseen" if args.split == "val" else args.split, len(images.pixels)
+    if n < args.n and subject.group.main:
+        print(f"warning: only {n:,} images are there ({split}), so {n:,} are coded", file=sys.stderr)
     labels = "given" if known and subject.model.null_class else "none"
-    return images, {"data": images.name, "split": split, "images": len(images.pixels), "labels": labels}
+    return images, {"data": images.name, "split": split, "images": n, "labels": labels}
 
 
 def in_double(subject, images, numbers, facts, clip=True):
@@ -363,7 +365,7 @@ def bpd(subject, args, out):
     n = len(images.pixels)
     with subject.bar(-(-n // subject.batch_size) * len(stretches), "level") as bar:
         table = subject.each(n, work)
-    protocol = {**facts, "variance": args.variance, "levels": args.levels, "T": T}
+    protocol = {**facts, "variance": args.variance, "levels": len(stretches) - 2, "T": T}  # there may be fewer than K
     if not group.main:
         return protocol, {}
     mean = table.mean(dim=0)

@@ -726,6 +726,23 @@ def test_a_distance_to_one_image_is_refused(program, run_folder, few, command, t
 
 
 @pytest.mark.parametrize("command", ["bpd", "loglik"])
+def test_fewer_images_than_asked_for_are_coded_with_a_warning(program, run_folder, few, command):
+    flags = ["--levels", 4] if command == "bpd" else []
+    data = ("--data", few(3), "--split", "all")
+    _, err, report = measure(program, run_folder, command, *data, "-n", 4, *flags)
+    assert err == "warning: only 3 images are there (all), so 3 are coded\n" and report["protocol"]["images"] == 3
+    assert measure(program, run_folder, command, *data, "-n", 3, *flags)[1] == ""
+
+
+@pytest.mark.parametrize(("asked", "measured"), [(10, 10), (48, 48), (49, 49), (500, 49)])
+def test_the_protocol_of_bpd_says_how_many_levels_were_measured(program, run_folder, asked, measured):
+    _, _, report = measure(program, run_folder, "bpd", "-n", 2, "--levels", asked)
+    rows = Path("o/by_t.csv").read_text().split()[1:]
+    assert report["protocol"]["levels"] == len(rows) <= measured
+    assert asked < 49 or len(rows) == measured
+
+
+@pytest.mark.parametrize("command", ["bpd", "loglik"])
 def test_the_bits_of_one_image_have_no_deviation(program, run_folder, few, command):
     out, _, report = measure(program, run_folder, command, "--data", few(1), *(["--levels", 4] * (command == "bpd")))
     assert report["figures"]["standard_error"] is None and math.isfinite(report["figures"]["bits_per_dim"])
