@@ -10,6 +10,8 @@ from lessons import figure
 from lessons.lab import last
 from models.attention import Attention, linear_attention
 
+DARK = 0.35  # brightness of the places that are not looked at: the picture stays to be seen
+
 
 def attention_weights(module, x):
     """(B, heads, N, N): how much each of the N pixels of x takes from each other one; rows sum to 1.
@@ -87,8 +89,8 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
 
 
 def lerp_to_dark(image, heat):
-    """The image where heat is 1, almost black where it is 0: (1, C, H, W) and (heads, 1, H, W) in 0..1."""
-    return -1 + (image + 1) * (0.12 + 0.88 * heat)
+    """The image where heat is 1, in the dark but not lost where it is 0: (1, C, H, W) and (heads, 1, H, W) in 0..1."""
+    return -1 + (image + 1) * (DARK + (1 - DARK) * heat)
 
 
 def nearest(queries, images, count=1):

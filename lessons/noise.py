@@ -72,13 +72,14 @@ def loss(lab, images=64, points=24, data=None):
     photos = lab.photos(data)
     levels = lab.levels((), points, low=1)
     sets = {"seen": photos.train, "held out": photos.val}
-    curves = {  # pictures from everywhere: the files of a folder lie class by class
-        name: errors(lab, x[pictures.evenly(0, len(x) - 1, images)], levels) for name, x in sets.items()
-    }
+    # pictures from everywhere: the files of a folder lie class by class
+    sets = {name: x[pictures.evenly(0, len(x) - 1, images)] for name, x in sets.items()}
+    curves = {name: errors(lab, x, levels) for name, x in sets.items()}
+    count = " and ".join(f"{len(x)} {name}" for name, x in sets.items())
     predicted = "F of EDM" if lab.config.diffusion.process == "edm" else lab.diffusion.prediction
     fig = figure.blank(
         "Where is the network's task hard?",
-        f"mean squared error over {images} pictures of {photos.name}; the network predicts {predicted}",
+        f"mean squared error over pictures of {photos.name}, {count}; the network predicts {predicted}",
         height=520,
     )
     axes = figure.panel(fig, 90, 70, 940, 320)

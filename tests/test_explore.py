@@ -280,6 +280,9 @@ def test_schedules_draws_beta_alpha_bar_snr_and_its_logarithm_against_t(lab):
 
 
 def test_loss_draws_the_error_of_seen_and_of_held_out_pictures_from_everywhere_in_the_data(attentive):
+    fig = noise.loss(attentive, images=20, points=2)
+    seen, held_out = (min(20, len(x)) for x in (attentive.photos().train, attentive.photos().val))
+    assert held_out < 20 and f"pictures of textiles, {seen} seen and {held_out} held out;" in fig.texts[1].get_text()
     (axes,) = noise.loss(attentive, images=2, points=3).axes
     photos, levels, curves = attentive.photos(), [1, 25, 50], {}
     for line in axes.lines:
@@ -621,7 +624,7 @@ def test_the_square_is_where_the_pixel_that_asks_stands_and_bright_is_where_it_l
             assert (width, height) == (k, k) and (row, column) == pytest.approx(asked[3 * i])
         row, column = asked[3 * i]
         for j, looks_at in ((1, row), (2, (row + 1) % h)):
-            expected = np.full((h, w), round(127.5 * 0.12 * 1.5))  # dark
+            expected = np.full((h, w), round(127.5 * 0.35 * 1.5))  # dark
             expected[looks_at, column] = round(127.5 * 1.5)  # the guess itself
             assert (shown[i, j, k // 2 :: k, k // 2 :: k] == expected).all()
         assert (shown[i, 0] == round(127.5 * 1.5)).all()
