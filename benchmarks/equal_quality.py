@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import cli  # noqa: E402
+import processes  # noqa: E402
 from config import UserError  # noqa: E402
 from diffusion.samplers import ddim, dpmpp, heun, spaced_logsnr, spaced_rho  # noqa: E402
 from lessons.lab import Lab, last, rms  # noqa: E402
@@ -63,7 +64,7 @@ def main(argv):
     p.add_argument("--full", type=cli.whole(11), help="levels of the full chain (default: all)")
     args = p.parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
-    lab = Lab.open(path, "cuda" if torch.cuda.is_available() else "cpu", args.weights, args.seed)
+    lab = Lab.open(path, processes.choose_device(args.device), args.weights, args.seed)
     numbers, load = range(args.n), os.getloadavg()[0]
     full = args.full or lab.T
     if full > lab.T:

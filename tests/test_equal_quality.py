@@ -1,9 +1,11 @@
 """How many steps DDIM needs to be as near as another solver, read off its measured curve."""
 
 import pytest
+import torch
 
+import cli
 from benchmarks.equal_quality import as_near, main
-from cli import SHIPPED
+from lessons.lab import Lab
 
 
 def test_a_power_law_is_read_off_exactly():
@@ -19,10 +21,21 @@ def test_nothing_is_read_off_beyond_the_measured_points():
 
 
 def test_the_table_has_a_row_for_each_solver_and_number_of_steps(capsys):
-    main(["--full", "40", "-n", "1", "--ckpt", str(SHIPPED)])
+    main(["--full", "40", "-n", "1", "--ckpt", str(cli.SHIPPED)])
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line
     ]
     assert {len(row) for row in rows} == {7}
     assert [int(row[1]) for row in rows if row[0] == "dpmpp"] == [10, 15, 20, 25, 30]
     assert all(row[4] == "" for row in rows if row[0].startswith("ddim"))
+
+
+def test_the_device_asked_for_is_the_one_that_is_used_or_else_refused(monkeypatch, capsys):
+    assert cli.run(main, ["--device", "banana"]) == 2
+    assert capsys.readouterr().err == "error: --device banana: expected auto, cpu, cuda or cuda:N\n"
+    opened = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # though it is there, it is not what was asked for
+    monkeypatch.setattr(Lab, "open", lambda path, device, *_: opened.append(device) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--device", "cpu"])
+    assert opened == [torch.device("cpu")]
