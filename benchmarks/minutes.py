@@ -11,11 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
 import cli
 from config import UserError, from_dict
+from evaluation import compare, features
 from lessons import figure
 
 HEIGHT = 330  # pixels of each panel
+TITLES = {compare.names(name)[0]: compare.titles(name)[0] for name in features.NAMES}
 
 
 def curve(folder):
@@ -25,15 +29,16 @@ def curve(folder):
         train = from_dict(json.loads((folder / "config.json").read_text())).train
         with open(folder / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        name = next((n for n in (rows[0] if rows else ()) if "distance" in n or n == "fid"), None)
-        if name is None or not all(row[name] for row in rows):
+        name = next((n for n in (rows[0] if rows else ()) if n in TITLES and any(row[n] for row in rows)), None)
+        if name is None:
             raise UserError(f"{folder}: its evaluations measured no distance; train with --train.distance_images 256")
         minutes, before, found = 0.0, 0, []
         for row in rows:
             step = int(row["step"])
             images = (step - before) * train.batch_size * train.accumulate
             minutes, before = minutes + images / float(row["images_per_s"]) / 60, step
-            found.append((minutes, step, float(row["val_loss"]), float(row[name])))
+            if row[name]:  # a resumed run may have measured it for a while only
+                found.append((minutes, step, float(row["val_loss"]), float(row[name])))
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; give the folder of a run") from None
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -45,11 +50,14 @@ def draw(runs, file):
     """runs: {folder: what curve() returns}.  The distance above, the validation loss below."""
     with figure.style():
         fig = figure.blank("How good after how many minutes?", ", ".join(runs), height=110 + 2 * HEIGHT, width=820)
-        for i, title in enumerate((next(iter(runs.values()))[0].replace("_", " "), "validation loss")):
+        for i, title in enumerate((TITLES[next(iter(runs.values()))[0]], "validation loss")):
             axes = figure.panel(fig, 100, 60 + (1 - i) * HEIGHT, 690, HEIGHT - 70)
             for folder, (_, rows) in runs.items():
                 axes.plot([r[0] for r in rows], [r[3 - i] for r in rows], marker="o", markersize=3, label=folder)
             axes.set(title=title, yscale="log", xlim=(0, None))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 6)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.legend()
         axes.set(xlabel="minutes of training")
         figure.write(fig, file)

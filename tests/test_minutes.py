@@ -33,6 +33,11 @@ def test_minutes_are_images_over_the_rate_of_each_stretch(tmp_path, capsys):
     assert "| 5.0 | 90 | 0.2500 | 2.000 |" in capsys.readouterr().out and (tmp_path / "m.png").stat().st_size > 1000
 
 
+def test_evaluations_without_a_distance_take_their_minutes_and_are_left_out(tmp_path):
+    write(tmp_path / "run", [row(30, 0.5, 4.0, None), row(90, 0.25, 2.0, 2.0)])
+    assert minutes.curve(tmp_path / "run")[1] == [(5.0, 90, 0.25, 2.0)]
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -40,7 +45,7 @@ def test_minutes_are_images_over_the_rate_of_each_stretch(tmp_path, capsys):
         (lambda run: (run / "config.json").write_text("{"), "damaged"),
         (lambda run: write(run, [row(4, 1.0, "fast")]), "damaged"),
         (lambda run: write(run, [{"step": 4, "val_loss": 1.0, "images_per_s": 1.0}]), "--train.distance_images"),
-        (lambda run: write(run, [row(4, 1.0, 1.0), row(8, 1.0, 1.0, None)]), "--train.distance_images"),
+        (lambda run: write(run, [row(4, 1.0, 1.0, None), row(8, 1.0, 1.0, None)]), "--train.distance_images"),
         (lambda run: write(run, [row(4, 1.0, 0.0)]), "damaged"),
     ],
 )
