@@ -109,6 +109,8 @@ def find_checkpoint(ckpt, preset):
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: unknown{nearest(preset, PRESETS)}")
     if ckpt not in (None, "last", "best"):
+        if preset is not None:
+            raise UserError(f"--preset {preset}: --ckpt {ckpt} says which checkpoint; leave one of the two out")
         path = Path(ckpt)
         return path / "best.pth" if (path / "best.pth").exists() else path
     name = f"{ckpt or 'best'}.pth"

@@ -36,7 +36,8 @@ def replacing(path):
         yield Path(temp)
         with open(temp, "rb+") as file:
             os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
-        os.chmod(temp, 0o644)
+        os.umask(mask := os.umask(0))  # there is no other way to ask for it
+        os.chmod(temp, 0o666 & ~mask)  # a temporary file is its owner's alone; this one is to be as any other
         os.replace(temp, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

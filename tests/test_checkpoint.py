@@ -208,7 +208,18 @@ def test_the_new_file_is_whole_before_it_takes_the_name(tmp_path):
         temp.write_text("new")
         assert not target.exists()
     assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
-    assert stat.S_IMODE(target.stat().st_mode) == 0o644  # others may read it, as they may any file of ours
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_may_be_read_by_whom_the_user_lets_read_files(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with checkpoint.replacing(tmp_path / "a.txt") as temp:
+            temp.write_text("new")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == mode
 
 
 def test_the_bytes_are_on_the_disk_before_the_name_points_to_them(tmp_path, monkeypatch):

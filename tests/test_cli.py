@@ -342,6 +342,8 @@ def test_a_checkpoint_is_that_of_the_newest_run_unless_one_is_named(tmp_path, mo
     }
     for named, name in found.items():
         assert cli.find_checkpoint(*named) == Path(f"ckpt/{name}.pth"), named
+    with pytest.raises(UserError, match="--preset smoke: --ckpt ckpt/a says which checkpoint"):
+        cli.find_checkpoint("ckpt/a", "smoke")
 
 
 def test_a_class_called_by_a_number_comes_before_the_number():
