@@ -27,7 +27,7 @@ class Batches:
         if self.device.type == "cuda":
             self.resident = pixels.nbytes < torch.cuda.mem_get_info(self.device)[0] // 4
         if self.resident:
-            self.pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+            self.pixels = torch.tensor(pixels, device=self.device)  # copies: a memory map may be read-only
             self.labels = None if self.labels is None else self.labels.to(self.device)
         self._epoch, self._order = -1, None
 

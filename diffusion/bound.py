@@ -40,8 +40,8 @@ def step_term(schedule, denoise, x_0, x_t, t, variance="small"):
     x_t: a draw from q(x_t | x_0).  variance: of the reverse step, as in `ddpm`: "small" β̃_t, "large" β_t or "learned".
     With the last, t may also be (B,).
     """
-    # L_{t-1} = D_KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t)); with the small variance it is       DDPM Eq. (5)
-    # ‖μ̃_t - μ_θ‖² / 2σ_t²                                                                          DDPM Eq. (8)
+    # L_{t-1} = D_KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))                                     DDPM Eq. (5)
+    # With the small variance both have σ_t² = β̃_t and C is 0: L_{t-1} = ‖μ̃_t - μ_θ‖² / 2σ_t² + C     DDPM Eq. (8)
     mean, posterior_variance = q_posterior(schedule, x_0, x_t, t, t - 1)
     guess = denoise(x_t, t)
     model_mean, _ = q_posterior(schedule, guess[0], x_t, t, t - 1)

@@ -21,11 +21,11 @@ MEAN, STD = -1.2, 1.2  # of ln σ in training
 
 
 def sigma_at(u, T):
-    """σ of the levels u, real numbers in [1, T] or a tensor of them, as float64."""
+    """σ of the levels u, real numbers in [1, T] or 0, the data, or a tensor of them; as float64."""
     u = torch.as_tensor(u, dtype=torch.float64)
     low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
     # σ_i = (σ_max^{1/ρ} + i/(N-1) (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ,  i = T - u,  N = T                   EDM Eq. (5)
-    return (high + (T - u) / (T - 1) * (low - high)) ** RHO
+    return torch.where(u < 1, 0.0, (high + (T - u) / (T - 1) * (low - high)) ** RHO)
 
 
 def level_of(sigma, T):
@@ -38,13 +38,13 @@ class EDM(GaussianDiffusion):
     """GaussianDiffusion whose training knows a continuum of levels; whole ones, for the samplers, are a table as ever.
 
     T: number of whole levels, at least 2.  sigma_data: standard deviation of the data.  Where the base class takes t,
-    any real u in [1, T] will do in q_sample, target, to_x0_eps and loss.
+    any real u in [1, T] will do in q_sample, target, to_x0_eps and loss; q_sample takes 0 too.
     """
 
     def __init__(self, T=1000, sigma_data=SIGMA_DATA):
         if T < 2:
             raise ValueError(f"EDM needs at least 2 levels, one at each end, not {T}")
-        sigma = torch.cat([torch.zeros(1, dtype=torch.float64), sigma_at(torch.arange(1, T + 1), T)])
+        sigma = sigma_at(torch.arange(T + 1), T)
         ab = 1 / (1 + sigma**2)  # x̄ √ᾱ has the variance 1 that every x_t has
         betas = torch.cat([torch.zeros(1, dtype=torch.float64), 1 - ab[1:] / ab[:-1]])
         super().__init__(Schedule(betas, ab), prediction="v")

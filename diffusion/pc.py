@@ -42,7 +42,7 @@ def langevin(denoise, schedule, x, t, snr, z):
     Deviation: norms are each image's own, not the mean of the batch, or an image would depend on its neighbours.
     """
     g = score(schedule, denoise(x, t)[1], t)
-    # ε = 2 α (r ‖z‖ / ‖g‖)²: the pull ε g is then √α r times as long as the push √(2ε) z
+    # ε = 2 α (r ‖z‖ / ‖g‖)²: the pull ε g is then √α r times as long as the push √(2ε) z             Score SDE Alg. 5
     ratio = z.flatten(1).norm(dim=1) / g.flatten(1).norm(dim=1)
     step = column(2 * (1 - schedule.betas[t]) * (snr * ratio) ** 2, x)
     return x + step * g + (2 * step).sqrt() * z  # corrector                                          Score SDE Alg. 3

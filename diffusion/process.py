@@ -8,12 +8,13 @@ Read next: samplers.py, which walks back from noise to a picture.
 Letters: B batch, C channels, H height, W width.  ab is ᾱ; t = 1..T, and t = 0 is the data.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from diffusion.schedule import cosine, linear, zero_terminal
+from diffusion.schedule import SCHEDULES, zero_terminal
 
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0_hat, eps_hat): all that a sampler sees
 PREDICTIONS = ("eps", "x0", "v")
@@ -25,8 +26,8 @@ def column(value, x):
 
 
 def at(table, t, x):
-    """table[t] as a `column` for x; t is an int or (B,)."""
-    return column(table[t], x)
+    """table[t] as a `column` for x; t is an int or (B,), on any device."""
+    return column(table.to(t.device)[t] if isinstance(t, Tensor) else table[t], x)
 
 
 def q_posterior(schedule, x_0, x_t, t, s):
@@ -68,10 +69,11 @@ class GaussianDiffusion:
     @classmethod
     def from_config(cls, config):
         """The process that a config.Diffusion describes."""
-        if config.schedule == "linear":
-            schedule = linear(config.T, config.beta_start, config.beta_end)
-        else:
-            schedule = cosine(config.T)
+        ends = (config.beta_start, config.beta_end) if config.schedule == "linear" else ()
+        with warnings.catch_warnings():
+            if config.zero_terminal_snr:
+                warnings.simplefilter("ignore")  # of signal left at T: it is about to be taken away
+            schedule = SCHEDULES[config.schedule](config.T, *ends)
         if config.zero_terminal_snr:
             schedule = zero_terminal(schedule)
         return cls(schedule, config.prediction, config.min_snr_gamma)
@@ -143,8 +145,8 @@ class GaussianDiffusion:
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
         error = self.target(x_0, eps, t) - model(self.q_sample(x_0, t, eps), t, y)
-        weight = self.weight[t].to(device=x_0.device, dtype=x_0.dtype)  # 1 unless min-SNR is on
-        return weight * error.square().flatten(1).mean(dim=1)
+        # the weight is 1 unless min-SNR is on
+        return self.weight.to(x_0)[t] * error.square().flatten(1).mean(dim=1)
 
     # ------------------------------------------------------------------ sampling
 
@@ -155,18 +157,21 @@ class GaussianDiffusion:
         clip: keep x0_hat in [-1, 1], where the data is.
         """
 
+        def ask(x_t, t, y):
+            return model(x_t, t, y).to(x_t.dtype)  # autocast gives halves, too coarse for what follows
+
         def predict(x_t, t):
             t = torch.full((len(x_t),), t, device=x_t.device, dtype=torch.long)
             if y is None or guidance == 0:
-                return model(x_t, t, None)
+                return ask(x_t, t, None)
             if guidance == 1:
-                return model(x_t, t, y)
+                return ask(x_t, t, y)
             null = getattr(model, "null_class", None)
             if null is None:
-                conditional, unconditional = model(x_t, t, y), model(x_t, t, None)
+                conditional, unconditional = ask(x_t, t, y), ask(x_t, t, None)
             else:  # both halves in one evaluation
                 both = torch.cat([y, torch.full_like(y, null)])
-                conditional, unconditional = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+                conditional, unconditional = ask(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
             # ε̃ = ε_u + s (ε_c - ε_u), s = w + 1; x̂_0 and v̂ are affine in ε̂, so it holds for them too     CFG Eq. (6)
             return unconditional + guidance * (conditional - unconditional)
 

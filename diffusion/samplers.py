@@ -1,8 +1,9 @@
 """How does one walk from pure noise back to a picture?
 
-Both samplers visit a falling list of noise levels and, for each pair of neighbours (t, s), ask the network what the
-clean picture is, then step to level s < t.  `ddpm` (Ho et al. 2020) draws from the posterior; `ddim` (Song et al.
-2021) follows a path that can be free of randomness and takes long strides.  A new sampler is a new function like these.
+A sampler visits a falling list of noise levels and, for each pair of neighbours (t, s), asks the network what the
+clean picture is, then steps to level s < t.  Of the two here, `ddpm` (Ho et al. 2020) draws from the posterior; `ddim`
+(Song et al. 2021) follows a path that can be free of randomness and takes long strides.  A new sampler is a new
+function like these.
 
 The DDIM paper writes α_t for what everyone else, and this code, calls ᾱ_t.
 """
@@ -28,8 +29,6 @@ def ddpm(denoise, schedule, x_T, *, timesteps=None, variance="small", noise_like
     "learned" is the network's own, see learned_variance.py.
     noise_like: x -> standard normal noise of its shape, called once a step except the last.  Yields a Step a level.
     """
-    if variance not in ("small", "large", "learned"):
-        raise ValueError(f"variance must be 'small' or 'large' or 'learned', not {variance!r}")
     x = x_T
     for t, s in adjacent(schedule, timesteps):
         guess = denoise(x, t)

@@ -2,7 +2,7 @@
 
 A schedule says how much noise each of the T forward steps adds (β_t) and how much of the picture's energy is left
 after t of them (ᾱ_t).  Ho et al. 2020 ("DDPM") use a line; Nichol & Dhariwal 2021 ("iDDPM") a cosine, which destroys
-the picture more evenly.  Read next: process.py, which uses ᾱ_t and nothing else.
+the picture more evenly.  Read next: process.py.
 
 Indices are the papers': t = 1..T are the noisy levels and t = 0 is the data, so every table has T + 1 entries.
 """
@@ -46,7 +46,7 @@ class Schedule:
 
 
 def from_betas(betas):
-    """Schedule from β_1..β_T, a float64 tensor (T,) with values in (0, 1)."""
+    """Schedule from β_1..β_T, a float64 tensor (T,) with values in (0, 1]; β_T = 1 leaves nothing of the picture."""
     betas = torch.cat([torch.zeros(1, dtype=torch.float64), betas])
     # ᾱ_t = Π_{s≤t} α_s,  α_s = 1 - β_s                                                         DDPM Eq. (4)
     return Schedule(betas, torch.cumprod(1 - betas, dim=0))
@@ -70,6 +70,9 @@ def cosine(T=1000, s=0.008, max_beta=0.999):
     f = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
     # β_t = 1 - ᾱ_t / ᾱ_{t-1}, at most max_beta; ᾱ_t is then built up again from these β_t
     return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine}
 
 
 def zero_terminal(schedule):

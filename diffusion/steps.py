@@ -74,8 +74,11 @@ def adjacent(schedule, timesteps=None):
 def reverse_variance(schedule, guess, t, s, which):
     """σ² of the reverse step t -> s, by name: "small", "large" or "learned", as `ddpm` explains them.
 
-    guess: what the denoiser returned at t; only "learned" looks at it, and raises ValueError where none came with it.
+    guess: what the denoiser returned at t; only "learned" looks at it, and raises ValueError where none came with it,
+    as does any other name.
     """
+    if which not in ("small", "large", "learned"):
+        raise ValueError(f"variance must be 'small' or 'large' or 'learned', not {which!r}")
     if which == "learned":
         if not hasattr(guess, "variance"):
             raise ValueError("no variance was learned: train one with --diffusion.process learned_variance")

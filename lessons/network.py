@@ -8,7 +8,7 @@ from config import UserError
 from diffusion.samplers import ddim
 from lessons import figure
 from lessons.lab import last
-from models.attention import Attention, linear_attention
+from models.attention import Attention, linear_attention, phi
 
 DARK = 0.35  # brightness of the places that are not looked at: the picture stays to be seen
 
@@ -20,7 +20,7 @@ def attention_weights(module, x):
     """
     q, k, _ = module.heads_of(x)
     if module.attend is linear_attention:
-        scores = (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-2, -1)
+        scores = phi(q) @ phi(k).transpose(-2, -1)
         return scores / scores.sum(dim=-1, keepdim=True)
     return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
 

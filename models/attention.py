@@ -14,6 +14,12 @@ from torch import nn
 from models.blocks import group_norm, zero_init
 
 
+def phi(x):
+    """Features of queries and keys: any real numbers -> positive ones of the same shape."""
+    # φ(x) = elu(x) + 1, but eˣ below 0: elu(-20) + 1 rounds to 0                  Katharopoulos et al. 2020 Eq. (7)
+    return torch.where(x > 0, 1 + x, x.clamp(max=0).exp())
+
+
 def linear_attention(q, k, v):
     """Attention without the N x N matrix: (B, heads, N, d) each -> (B, heads, N, d).
 
@@ -23,8 +29,7 @@ def linear_attention(q, k, v):
     dtype = v.dtype
     with torch.autocast(q.device.type, enabled=False):  # sums over N pixels overflow fp16 and starve bf16
         q, k, v = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (q, k, v))
-        # φ(x) = elu(x) + 1, which is positive                                     Katharopoulos et al. 2020 Eq. (7)
-        q, k = F.elu(q) + 1, F.elu(k) + 1
+        q, k = phi(q), phi(k)
         # out_i = φ(q_i) Σ_j φ(k_j) v_jᵀ / φ(q_i)·Σ_j φ(k_j)                       Katharopoulos et al. 2020 Eq. (5)
         context = k.transpose(-2, -1) @ v  # (B, heads, d, d)  the sum over N comes first
         normaliser = q @ k.sum(dim=-2, keepdim=True).transpose(-2, -1)  # (B, heads, N, 1)

@@ -53,6 +53,7 @@ def test_whole_levels_are_those_of_the_schedule():
     assert ab[0] == 1 and d.schedule.betas[0] == 0
     x_0, eps = normal(T, 3, 2, 2), normal(T, 3, 2, 2, seed=1)
     assert_close(d.q_sample(x_0, t, eps), GaussianDiffusion(d.schedule).q_sample(x_0, t, eps))
+    assert (d.q_sample(x_0, torch.zeros_like(t), eps) == x_0).all()
 
 
 def test_levels_even_in_t_are_those_of_rho_seven():

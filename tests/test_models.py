@@ -234,6 +234,14 @@ def test_linear_attention_returns_a_constant_value_unchanged():
     assert_close(linear_attention(q, k, torch.full((2, 2, 50, 8), 3.0)), torch.full((2, 2, 50, 8), 3.0))
 
 
+@pytest.mark.parametrize("low", [-20.0, -60.0])
+def test_linear_attention_is_a_mean_however_negative_queries_and_keys_are(low):
+    v = torch.arange(8.0).reshape(1, 1, 4, 2)
+    q, k = torch.full((1, 1, 4, 3), low), torch.zeros(1, 1, 4, 3)
+    for query, key in ((q, k), (k, q)):
+        assert_close(linear_attention(query, key, v), v.mean(dim=2, keepdim=True).expand_as(v))
+
+
 def test_linear_attention_does_not_overflow_in_half_precision():
     """The sum of 4,096 keys times values of 100 exceeds the largest float16."""
     q = k = torch.full((1, 1, 4096, 4), 3.0, dtype=torch.float16)

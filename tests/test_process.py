@@ -276,6 +276,17 @@ def test_float64_goes_through_in_float64():
     assert all(z.dtype == torch.float64 for z in d.denoiser(lambda x, t, y: x)(x, 3))
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.3])
+def test_a_network_in_half_precision_is_guided_and_clipped_in_the_precision_of_the_picture(prediction, guidance):
+    d, x, y = GaussianDiffusion(SCHEDULE, prediction), images(3, 1, 2, 2).float(), torch.tensor([0, 1, 2])
+    fine = Labelled(null_class=5)
+    half = lambda x, t, y: fine(x, t, y).bfloat16()  # noqa: E731 - its outputs, small whole numbers, are exact in it
+    half.null_class = 5
+    for a, b in zip(d.denoiser(half, y, guidance=guidance)(x, 20), d.denoiser(fine, y, guidance=guidance)(x, 20)):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
 def test_zero_terminal_snr_is_refused_with_eps_and_finite_with_v_and_x0():
     schedule = zero_terminal(SCHEDULE)
     with pytest.raises(ValueError, match="predict v or x0"):

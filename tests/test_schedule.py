@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from diffusion.schedule import cosine, linear, zero_terminal
+from config import Diffusion
+from diffusion.schedule import SCHEDULES, cosine, linear, zero_terminal
+from diffusion.variants import from_config
 
 
 @pytest.mark.parametrize("s", [linear(100, 1e-4, 0.2), cosine(100)], ids=["linear", "cosine"])
@@ -59,6 +61,15 @@ def test_a_schedule_that_keeps_too_much_signal_warns():
 def test_a_schedule_that_ends_in_noise_does_not_warn(make, recwarn):
     make()
     assert not recwarn.list
+
+
+def test_signal_that_zero_terminal_snr_takes_away_is_no_reason_to_warn(recwarn):
+    from_config(Diffusion(T=100, prediction="v", zero_terminal_snr=True))
+    assert not recwarn.list
+
+
+def test_schedules_have_their_names():
+    assert SCHEDULES["linear"] is linear and SCHEDULES["cosine"] is cosine and len(SCHEDULES) == 2
 
 
 @pytest.mark.parametrize("T", [1, 2, 3])
