@@ -279,6 +279,11 @@ def check(config):
     need(1 <= s.steps <= f.T, "sample.steps", f"1 to --diffusion.T {f.T}")
     need(0 <= s.eta <= 1, "sample.eta", "a number from 0 to 1")
     need(s.guidance == 1 or m.num_classes, "sample.guidance", "1, as the model has no classes")
+    need(
+        s.guidance == 1 or t.label_dropout > 0,
+        "train.label_dropout",
+        f"more than 0, as --sample.guidance {s.guidance:g} needs a network that knows both with a label and without",
+    )
     need(s.n >= 1, "sample.n", "at least 1")
     unit = size_multiple(m)
     for side in d.size:
@@ -417,18 +422,18 @@ ABOUT = {
     "Takes: about ten minutes on two CPU cores.",
     "cifar10-cars": "The automobiles of CIFAR-10, linear attention. Data: 4,250 + 750 pictures, torchvision downloads "
     "170 MB from the University of Toronto on first use; published without a licence, cite Krizhevsky 2009. "
-    "Takes: under an hour on a data-centre GPU.",
+    "Estimate: under an hour on a data-centre GPU.",
     "cifar10-cars-small": "The same pictures without a GPU: the default's small network, wider. Data: as for "
     "cifar10-cars. Takes: an hour or two on two CPU cores.",
     "cifar10": "CIFAR-10 with the network and recipe of the DDPM paper. Data: 50,000 pictures, as for cifar10-cars. "
-    "Takes: half a day on a data-centre GPU.",
+    "Estimate: half a day on a data-centre GPU.",
     "stanford-cars": "Photographs of cars at 64x64. Data: 16,185 pictures, 1.9 GB; torchvision can no longer download "
     "them: fetch Stanford Cars (Krause et al. 2013) from a mirror into data/stanford-cars, or give --data PATH; for "
-    "research only. Takes: about an hour on a data-centre GPU.",
+    "research only. Estimate: about an hour on a data-centre GPU.",
     "fabrics": "African fabrics at 64x64. Data: 1,059 pictures; put them into data/fabrics, or give --data PATH; see "
-    "the terms of where you got them. Takes: about five hours on a data-centre GPU.",
+    "the terms of where you got them. Estimate: about five hours on a data-centre GPU.",
     "pokemon": "Pokemon at 64x64. Data: put pictures into data/pokemon, or give --data PATH or hf:NAME; they are "
-    "their publisher's property, so keep the results to yourself. Takes: minutes for each thousand pictures on a "
+    "their publisher's property, so keep the results to yourself. Estimate: minutes for each thousand pictures on a "
     "data-centre GPU.",
     "smoke": "A run of seconds, for tests: eight textiles and a tiny network.",
 }

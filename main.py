@@ -210,10 +210,13 @@ def train_run(args, config, state, folder, group):
     images = group.main_first(
         lambda: sources.load(d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
     )
+    wanted = config.model.num_classes
     config = check(fit_classes(config, images, explicit=getattr(args, "model.num_classes") is not None))
     train, val = sources.split(images, d.val_fraction, d.seed)
     shape = "x".join(str(n) for n in (*d.size, d.channels))
     say(f"data      {images.name}: {images.summary()}; {shape}, {len(train):,} to train, {len(val):,} to validate")
+    if wanted and not images.classes:
+        say("classes   none in the data: subfolders are classes only if every picture lies in one")
     if args.verify:
         return verify(config, images, train, val) if group.main else None
 
@@ -235,6 +238,7 @@ def train_run(args, config, state, folder, group):
             say(f"budget    {trainer.steps:,} steps of {t.batch_size * t.accumulate} images = {epochs:,.1f} epochs")
             if state is not None:
                 trainer.resume(state)
+                state.clear()  # as much memory as the weights and the optimiser take
                 say(f"resumed   at step {trainer.step:,}")
             if trainer.finished:
                 if group.main:  # killed right after its last checkpoint, it has not drawn its last views
@@ -275,8 +279,12 @@ def dry_sample(folder, device):
 
 
 def _again(args):
-    """The flags that --resume needs to find the run."""
-    return f"--preset {args.preset or DEFAULT}" + (f" --out {shlex.quote(args.out)}" if args.out else "")
+    """The flags that --resume needs to find the run and to go on in the same way: what no checkpoint holds."""
+    flags = ["--preset", args.preset or DEFAULT]
+    for name, usual in (("out", None), ("device", "auto"), ("precision", "auto")):
+        if (value := getattr(args, name)) != usual:
+            flags += [f"--{name}", value]
+    return shlex.join(flags + [f"--{name}" for name in ("compile", "tensorboard") if getattr(args, name)])
 
 
 if __name__ == "__main__":

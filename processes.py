@@ -7,6 +7,7 @@ here does anything.  Read next: trainer.py.
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -57,11 +58,14 @@ class Processes:
 def start(device="auto"):
     """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1."""
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if world > 1 and ":" in device:
+        raise UserError(f"--device {device}: {world} processes need a device each; use --device cuda")
     device = choose_device(device, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        patience = timedelta(hours=6)  # the others wait while one decodes a whole data set, or draws the only batch
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     return Processes(int(os.environ.get("RANK", 0)) if world > 1 else 0, world, device)
 
 

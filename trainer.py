@@ -278,6 +278,7 @@ class Trainer:
                 self._save("best.pth", resumable=False)
             self.save()
         self.processes.wait()
+        self.saved = self.step  # by the main process, for all
         self._start_averages()  # sampling and saving do not count as training time
         return row, best
 
@@ -415,7 +416,7 @@ class Trainer:
 
     def tidy(self):
         """Remove what a process that was killed while saving has left."""
-        for leftover in self.folder.rglob(".*.tmp"):
+        for leftover in (*self.folder.glob(".*.tmp"), *(self.folder / "samples").glob(".*.tmp")):
             leftover.unlink(missing_ok=True)
 
     def save(self):

@@ -134,18 +134,19 @@ def test_a_budget_in_epochs_replaces_one_in_steps(program, tmp_path):
     assert total_steps(both.train, 6) == 5  # asked for together, the steps count
 
 
-@pytest.mark.parametrize("flat", [True, False])
-def test_a_folder_of_images_trains_and_brings_its_own_classes(program, tmp_path, flat):
-    if flat:
+@pytest.mark.parametrize("laid_out", ["flat", "in class folders", "one outside"])
+def test_a_folder_of_images_trains_and_brings_its_own_classes(program, tmp_path, laid_out):
+    classes = [] if laid_out == "flat" else ["cats", "dogs", "emus"]
+    for i, name in enumerate(classes):
+        pictures_in(tmp_path / "pets" / name, 4, seed=i)
+    if laid_out != "in class folders":
         pictures_in(tmp_path / "pets")
-    else:
-        for i, name in enumerate(("cats", "dogs", "emus")):
-            pictures_in(tmp_path / "pets" / name, 4, seed=i)
-    code, _, err = program("main", *SMOKE, "--data", "pets", "--train.steps", "2")
+        classes = []
+    code, out, err = program("main", *SMOKE, "--data", "pets", "--train.steps", "2")
     assert code == 0, err
     config, state = checkpoint.load(tmp_path / "ckpt/smoke/last.pth")
-    assert config.model.num_classes == (0 if flat else 3)
-    assert state["classes"] == ([] if flat else ["cats", "dogs", "emus"])
+    assert config.model.num_classes == len(classes) and state["classes"] == classes
+    assert ("classes   none in the data" in out) == (not classes)
     assert program("generate", "ddim", "-n", "2")[0] == 0
 
 
@@ -407,6 +408,13 @@ def test_a_bound_lies_where_it_should_and_the_message_names_its_flag(name, works
 def test_guidance_needs_classes():
     with pytest.raises(UserError, match="no classes"):
         check(override(PRESETS["cifar10"], {"sample.guidance": 2.0}))
+
+
+def test_guidance_needs_labels_that_were_hidden_now_and_then():
+    default = PRESETS["textiles"]
+    with pytest.raises(UserError, match=r"^--train\.label_dropout 0\.0: .*guidance 1\.5"):
+        check(override(default, {"train.label_dropout": 0.0}))
+    check(override(default, {"train.label_dropout": 0.0, "sample.guidance": 1.0}))
 
 
 # ---------------------------------------------------------------- generate.py

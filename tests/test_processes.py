@@ -91,9 +91,15 @@ def test_the_first_process_works_before_the_others_and_each_works_once(monkeypat
 def test_the_rank_counts_over_all_machines(monkeypatch):
     for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout: None)
     group = start("cpu")
     assert (group.rank, group.world, group.main) == (2, 4, False)
+
+
+def test_a_device_with_a_number_is_refused_where_every_process_needs_its_own(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--device cuda:0: .*use --device cuda"):
+        start("cuda:0")
 
 
 def test_alone_a_process_is_the_main_one_whatever_number_a_cluster_gave_it(monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+import main
 import trainer as trainer_module
 from config import PRESETS, Train, UserError, from_dict, override, to_dict
 from dataset import pictures, sources
@@ -432,6 +433,18 @@ def test_a_signal_during_training_saves_and_says_how_to_go_on(program, tmp_path,
     assert last(tmp_path / "ckpt/smoke")["step"] == 5
 
 
+def test_the_command_to_go_on_has_the_flags_that_no_checkpoint_holds():
+    def said(*argv):
+        return main._again(main.parser().parse_args([*SMOKE, *argv]))
+
+    assert said() == "--preset smoke"
+    assert said("--train.lr", "1e-3", "--data", "pets") == "--preset smoke"
+    assert said("--out", "my run", "--precision", "fp16", "--compile") == (
+        "--preset smoke --out 'my run' --precision fp16 --compile"
+    )
+    assert said("--device", "cuda:1", "--tensorboard") == "--preset smoke --device cuda:1 --tensorboard"
+
+
 @pytest.mark.parametrize("where", ["validate", "sample"])
 def test_a_signal_during_an_evaluation_is_made_up_for_on_resume(program, tmp_path, monkeypatch, where):
     assert program("main", *SMOKE, "--out", "whole")[0] == 0
@@ -610,8 +623,16 @@ def test_two_processes_cannot_train_in_one_folder(program):
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.last.pth.abc.tmp").write_text("half")
+    (tmp_path / "run/another").mkdir()
+    (tmp_path / "run/another/.last.pth.abc.tmp").write_text("of a run that may be saving now")
     small().fit()
-    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert [p.parent.name for p in (tmp_path / "run").rglob("*.tmp")] == ["another"]
+
+
+def test_every_process_knows_what_the_main_one_saved():
+    t = small(processes=Processes(1, 1, torch.device("cpu")))
+    t.fit()
+    assert t.saved == 4
 
 
 def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_still_loads(program, monkeypatch, tmp_path):
