@@ -91,6 +91,7 @@ class Contestant:
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", json.dumps(what)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env=os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}),  # accelerate takes any
         )  # fmt: skip
         self.about = self.listen()
         self.rounds = {"train": [], "sample": []}
@@ -219,7 +220,10 @@ def table(results, peaks):
 
 
 def ratios(results):
-    """Ours over the faster peer, one line a network and quantity; rounds are paired, so a slow minute cancels."""
+    """Ours over the best peer in images/s, and over the best in FLOP/s, which may be another: their networks differ.
+
+    One line a network and quantity; rounds are paired, so a slow minute cancels.
+    """
     lines = []
     for network, field in results.items():
         peers = {k: v for k, v in field.items() if k != "ours"}
@@ -227,16 +231,14 @@ def ratios(results):
             continue
         for what, flops in (("train", "train_flops"), ("sample", "sample_flops")):
             for key, label in (("images_per_s", "by the clock"), ("images_per_cpu_s", "by CPU time")):
-                each = []
-                for peer in peers.values():
+                images, work = [], []
+                for name, peer in peers.items():
                     pairs = zip(field["ours"]["rounds"][what], peer["rounds"][what])
-                    images = statistics.median(a[key] / b[key] for a, b in pairs)
-                    each.append((images, images * field["ours"][flops] / peer[flops]))
-                images, work = (min(column) for column in zip(*each))
-                lines.append(
-                    f"{network}, {what}, {label}: {images:.2f} times the images/s of the faster peer, "
-                    f"{work:.2f} times its FLOP/s"
-                )
+                    ratio = statistics.median(a[key] / b[key] for a, b in pairs)
+                    images.append((ratio, f"{ratio:.2f} times the images/s of {name}"))
+                    ratio *= field["ours"][flops] / peer[flops]
+                    work.append((ratio, f"{ratio:.2f} times the FLOP/s of {name}"))
+                lines.append(f"{network}, {what}, {label}: {min(images)[1]}, {min(work)[1]}")
     return "\n".join(lines)
 
 

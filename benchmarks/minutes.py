@@ -6,6 +6,7 @@ validation loss against minutes of training, evaluations not counted: images see
 
 import csv
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -33,10 +34,12 @@ def curve(folder):
         if name is None:
             raise UserError(f"{folder}: its evaluations measured no distance; train with --train.distance_images 256")
         minutes, before, found = 0.0, 0, []
-        for row in rows:
+        rates = [float(row["images_per_s"]) for row in rows]
+        for row, rate in zip(rows, rates):
             step = int(row["step"])
             images = (step - before) * train.batch_size * train.accumulate
-            minutes, before = minutes + images / float(row["images_per_s"]) / 60, step
+            # resumed at an evaluation, no step is timed before it: the rate is then that of the others
+            minutes, before = minutes + images / (rate or statistics.median(filter(None, rates))) / 60, step
             if row[name]:  # a resumed run may have measured it for a while only
                 found.append((minutes, step, float(row["val_loss"]), float(row[name])))
     except OSError as error:

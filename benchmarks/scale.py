@@ -75,14 +75,14 @@ def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="c
         if gpu:
             torch.cuda.synchronize()
 
-    before = 0 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = torch.cuda.memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     while len(seconds) < 2 or (len(seconds) < 4 and sum(seconds) < 3):  # the first is slower: its memory is fresh
         start = clock()
         work()
         seconds.append(clock() - start)
     memory = (
-        torch.cuda.max_memory_allocated()
+        torch.cuda.max_memory_allocated() - before
         if gpu
         else 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     )
@@ -107,7 +107,7 @@ def ask_several(processes, **values):
     """measure() under torchrun, with one thread a process."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-        __file__, "--worker", json.dumps({"what": "process", **values}),
+        __file__, "--worker", json.dumps({"what": "process", **values, "device": values["device"].split(":")[0]}),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

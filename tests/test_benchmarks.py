@@ -72,3 +72,16 @@ def test_a_file_that_can_be_written_is_left_as_it_was(tmp_path):
     for name in ("old.json", "new.json"):
         cli.writable("--json", tmp_path / name)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("old.json", "old")]
+
+
+def test_ratios_are_to_the_best_peer_by_images_and_to_the_best_by_flops_round_by_round():
+    def contestant(rates, flops):
+        rounds = [{"images_per_s": rate, "images_per_cpu_s": rate / 2} for rate in rates]
+        return {"rounds": {"train": rounds, "sample": rounds}, "train_flops": flops, "sample_flops": flops}
+
+    results = {"net": {"ours": contestant([8, 80], 40), "small": contestant([10, 100], 20)}}
+    results["net"]["same"] = contestant([6.4, 64], 40)
+    assert compare.ratios(results).splitlines()[0] == (
+        "net, train, by the clock: 0.80 times the images/s of small, 1.25 times the FLOP/s of same"
+    )
+    assert compare.ratios({"net": {"ours": contestant([1], 1)}}) == ""

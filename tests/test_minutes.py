@@ -38,6 +38,11 @@ def test_evaluations_without_a_distance_take_their_minutes_and_are_left_out(tmp_
     assert minutes.curve(tmp_path / "run")[1] == [(5.0, 90, 0.25, 2.0)]
 
 
+def test_an_evaluation_right_after_a_resume_had_no_step_to_time_and_takes_the_rate_of_the_others(tmp_path):
+    write(tmp_path / "run", [row(30, 0.5, 4.0), row(60, 0.5, 0.0), row(90, 0.25, 4.0)])
+    assert [when for when, *_ in minutes.curve(tmp_path / "run")[1]] == [1.0, 2.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
