@@ -39,8 +39,10 @@ SHORT = {
 
 @pytest.fixture
 def world(tmp_path, run_folder):
-    """A folder with a run and some pictures in it."""
+    """A folder with a run, some pictures, and a tiny network under the name of the shipped one in it."""
     shutil.copytree(run_folder, tmp_path / "ckpt" / "smoke")
+    (tmp_path / "assets").mkdir()
+    shutil.copy(run_folder / "best.pth", tmp_path / "assets" / "textiles.pth")
     folder = tmp_path / "path" / "to" / "pictures"
     folder.mkdir(parents=True)
     for i in range(40):
