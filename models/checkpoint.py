@@ -63,7 +63,7 @@ def save(path, config, *, model, ema, step, **more):
             )
     state = {"version": VERSION, "config": to_dict(config), "model": plain(model), "ema": plain(ema), "step": step}
     with replacing(path) as temp:
-        torch.save({**state, **more}, temp)
+        _write({**state, **more}, temp)
 
 
 def slim(path, out):
@@ -72,7 +72,13 @@ def slim(path, out):
     ema = {k: v.half() for k, v in state["ema"].items()}
     kept = {"version": VERSION, "config": to_dict(config), "ema": ema, "step": state["step"]}
     with replacing(out) as temp:
-        torch.save({**kept, "classes": state.get("classes", [])}, temp)
+        _write({**kept, "classes": state.get("classes", [])}, temp)
+
+
+def _write(state, path):
+    """Nothing but `state` decides the bytes: given a name, torch.save would write that into the file, too."""
+    with open(path, "wb") as file:
+        torch.save(state, file)
 
 
 def digest(path):

@@ -45,6 +45,15 @@ def test_what_is_saved_comes_back(tmp_path, model):
         assert torch.equal(a, b)
 
 
+def test_what_is_saved_decides_the_bytes_whatever_the_file_is_called(tmp_path, model):
+    """So that a SHA-256 in the documents is that of anyone who trains the same."""
+    for name in ("a.pth", "b.pth"):
+        checkpoint.save(tmp_path / name, CONFIG, model=model.state_dict(), ema=model.state_dict(), step=7)
+        checkpoint.slim(tmp_path / name, tmp_path / f"slim-{name}")
+    for prefix in ("", "slim-"):
+        assert checkpoint.digest(tmp_path / f"{prefix}a.pth") == checkpoint.digest(tmp_path / f"{prefix}b.pth")
+
+
 def test_a_loaded_network_is_ready_to_sample_whatever_it_was_trained_with(tmp_path, model):
     config, weights = override(CONFIG, {"model.dropout": 0.5}), model.state_dict()
     checkpoint.save(tmp_path / "a.pth", config, model=weights, ema=weights, step=7)
