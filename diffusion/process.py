@@ -25,9 +25,14 @@ def column(value, x):
     return value.to(x.dtype) if value.ndim == 0 else value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def entry(table, t):
+    """table[t]; t is an int or (B,), and may be on another device than the table."""
+    return table.to(t.device)[t] if isinstance(t, Tensor) else table[t]
+
+
 def at(table, t, x):
-    """table[t] as a `column` for x; t is an int or (B,), on any device."""
-    return column(table.to(t.device)[t] if isinstance(t, Tensor) else table[t], x)
+    """The `entry` of t as a `column` for x."""
+    return column(entry(table, t), x)
 
 
 def q_posterior(schedule, x_0, x_t, t, s):
@@ -37,7 +42,7 @@ def q_posterior(schedule, x_0, x_t, t, s):
     precisions.  α_t and β_t are formed from the pair (ᾱ_t, ᾱ_s): one formula for neighbouring levels and for any jump.
     x_0, x_t: (B, C, H, W); t, s: ints, or (B,).  Returns a mean like x_t and a variance that multiplies it.
     """
-    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]  # ᾱ_t, ᾱ_s (ᾱ_0 = 1), still in float64
+    ab_t, ab_s = entry(schedule.alpha_bar, t), entry(schedule.alpha_bar, s)  # ᾱ_t, ᾱ_s (ᾱ_0 = 1), still in float64
     alpha = ab_t / ab_s  # α_t when s = t - 1
     beta = 1 - alpha  # β_t when s = t - 1         iDDPM Eq. (19)
     # q(x_{t-1} | x_t, x_0) = N(μ̃_t, β̃_t I)                                                       DDPM Eq. (6)
@@ -146,7 +151,7 @@ class GaussianDiffusion:
         eps = torch.randn_like(x_0) if eps is None else eps
         error = self.target(x_0, eps, t) - model(self.q_sample(x_0, t, eps), t, y)
         # the weight is 1 unless min-SNR is on
-        return self.weight.to(x_0)[t] * error.square().flatten(1).mean(dim=1)
+        return entry(self.weight, t).to(x_0) * error.square().flatten(1).mean(dim=1)
 
     # ------------------------------------------------------------------ sampling
 

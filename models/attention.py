@@ -16,8 +16,8 @@ from models.blocks import group_norm, zero_init
 
 def phi(x):
     """Features of queries and keys: any real numbers -> positive ones of the same shape."""
-    # φ(x) = elu(x) + 1, but eˣ below 0: elu(-20) + 1 rounds to 0                  Katharopoulos et al. 2020 Eq. (7)
-    return torch.where(x > 0, 1 + x, x.clamp(max=0).exp())
+    # φ(x) = elu(x) + 1 = max(x, 0) + e^min(x, 0); by elu(-20) + 1 it would be 0   Katharopoulos et al. 2020 Eq. (7)
+    return x.relu() + x.clamp(max=0).exp()
 
 
 def linear_attention(q, k, v):
