@@ -75,6 +75,13 @@ def number(low=0.0, below=float("inf")):
     return parse
 
 
+def check_level(flag, value, T, low=1):
+    """Raise UserError unless `value`, which came with `flag`, is from `low` to the checkpoint's T; else return it."""
+    if not low <= value <= T:
+        raise UserError(f"{flag} {value}: this checkpoint has T = {T}, so {low} to {T}")
+    return value
+
+
 def writable(flag, path, endings=()):
     """Raise UserError if the file that `flag` names cannot be written: before the work, which would be lost.
 

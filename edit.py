@@ -65,9 +65,7 @@ def main(argv):
     device = processes.choose_device(args.device)
     model, config, state = checkpoint.load_model(path, device, args.weights)
     diffusion = variants.from_config(config.diffusion).to(device)
-    steps = args.steps or min(config.sample.steps, diffusion.T)
-    if steps > diffusion.T:
-        raise UserError(f"--steps {steps}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")
+    steps = cli.check_level("--steps", args.steps or min(config.sample.steps, diffusion.T), diffusion.T)
     label = generate.find_label(args.label, state, model, path)
     if args.guidance is not None and label is None:
         raise UserError("--guidance: there is nothing to guide by without a class; give one with --label NAME")
@@ -125,9 +123,7 @@ def repaint(args, diffusion, denoise, x_0, noise, sample):
 
 def img2img(args, diffusion, denoise, x_0, noise, sample):
     """Add noise up to a level and denoise from there: the rough shape stays, the detail is new (SDEdit)."""
-    level = args.level or max(1, diffusion.T // 2)
-    if level > diffusion.T:
-        raise UserError(f"--level {level}: this checkpoint has T = {diffusion.T}, so 1 to {diffusion.T}")
+    level = cli.check_level("--level", args.level or max(1, diffusion.T // 2), diffusion.T)
     options = generate.defaults(args.sampler, sample.eta)
     of_levels = {name: options.pop(name) for name in ("spacing", "rho") if name in options}
     below = SimpleNamespace(T=level, snr=diffusion.schedule.snr[: level + 1])  # all of a schedule that levels looks at

@@ -25,7 +25,7 @@ from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import bound, sde, variants
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise
+from diffusion.samplers import SAMPLERS, image_noise
 from evaluation import compare, features
 from evaluation import nearest as neighbours
 from models import checkpoint
@@ -113,6 +113,8 @@ def main(argv):
             raise UserError(f"--eta {args.eta:g}: {' and '.join(samplers)} {have} none; leave it out, or take ddim")
     path = cli.find_checkpoint(args.ckpt, args.preset)
     group = processes.start(args.device)
+    if args.command != "speed":  # a figure is of float32 on a GPU too, whose convolutions would round to TF32
+        torch.backends.cudnn.allow_tf32 = False
     try:
         model, config, state = checkpoint.load_model(path, group.device, args.weights)
         if args.command != "speed" and args.data is not None:
@@ -170,9 +172,8 @@ class Subject:
 
     def steps(self, asked):
         """The number of noise levels: what was asked for, or what the run samples with."""
-        if asked is not None and asked > self.diffusion.T:
-            raise UserError(f"--steps {asked}: this checkpoint has T = {self.diffusion.T}, so 1 to {self.diffusion.T}")
-        return asked or min(self.config.sample.steps, self.diffusion.T)
+        T = self.diffusion.T
+        return cli.check_level("--steps", asked or min(self.config.sample.steps, T), T)
 
     def options(self, sampler, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: as the run samples."""
@@ -186,14 +187,7 @@ class Subject:
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
         d, classes = self.config.data, self.model.null_class
-        options = self.options(sampler, eta)
-        of_levels = {name: options.pop(name) for name in ("spacing", "rho") if name in options}
-        timesteps = generate.levels(self.diffusion.schedule, steps, **of_levels)
-        if "eta" in options:
-            try:
-                check_eta(self.diffusion.schedule, adjacent(self.diffusion.schedule, timesteps), options["eta"])
-            except ValueError as error:
-                raise UserError(f"--eta {options['eta']:g}: {error}") from None
+        timesteps, options = generate.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
         noise = image_noise(self.seed, numbers)
         x = noise(torch.empty(len(numbers), d.channels, *d.size, device=self.group.device))
         y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None

@@ -93,6 +93,21 @@ def levels(schedule, n, spacing="time", rho=None):
     return spaced_logsnr(schedule, n) if spacing == "logsnr" else spaced(schedule.T, n)
 
 
+def plan(schedule, steps, options):
+    """(levels of a walk in this many steps, those of a sampler's options that it takes itself).
+
+    options: {name: value} of all of them, as OPTIONS declares them.  Raises UserError if eta is too large.
+    """
+    own = {name: value for name, value in options.items() if name not in ("spacing", "rho")}
+    timesteps = levels(schedule, steps, **{name: value for name, value in options.items() if name not in own})
+    if "eta" in own:
+        try:
+            check_eta(schedule, adjacent(schedule, timesteps), own["eta"])
+        except ValueError as error:
+            raise UserError(f"--eta {own['eta']:g}: {error}") from None
+    return timesteps, own
+
+
 def find_label(text, state, model, path):
     """The label that --label names, as cli.find_label, but a mistake names the checkpoint: is it the one meant?"""
     try:
@@ -144,26 +159,17 @@ def generate(args, path, group):
     schedule, T, classes = diffusion.schedule, diffusion.T, model.null_class
 
     usual = {"ddpm": T, "ode": STAGES}.get(args.sampler, config.sample.steps)
-    steps = args.steps or min(usual, T)
-    if steps > T:
-        raise UserError(f"--steps {steps}: this checkpoint has T = {T}, so 1 to {T}")
+    steps = cli.check_level("--steps", args.steps or min(usual, T), T)
     options = {name: getattr(args, name) for name in OPTIONS[args.sampler]}
     if "eta" in options and args.eta is None:
         options["eta"] = config.sample.eta
     check_variance(options.get("variance"), config, path)
-    of_levels = {name: value for name, value in options.items() if name in ("spacing", "rho")}
-    of_sampler = {name: value for name, value in options.items() if name not in of_levels}
-    timesteps = levels(schedule, steps, **of_levels)
     label = find_label(args.label, state, model, path)
     if args.guidance is not None and label is None:
         why = "without a class" if classes else "as the model has no classes"
         raise UserError(f"{path}: --guidance: there is nothing to guide by {why}; leave it out")
     guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
-    if args.sampler == "ddim":
-        try:
-            check_eta(schedule, adjacent(schedule, timesteps), options["eta"])
-        except ValueError as error:
-            raise UserError(f"--eta {options['eta']:g}: {error}") from None
+    timesteps, of_sampler = plan(schedule, steps, options)
 
     frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
     columns = pictures.evenly(1, steps, STAGES) if args.strip else []

@@ -94,8 +94,7 @@ class Lab:
     def spaced(self, steps=None, sampler="ddim"):
         """The levels of a sampler's walk in this many steps.  None takes the checkpoint's own number."""
         steps = min(self.config.sample.steps, self.T) if steps is None else steps
-        if steps > self.T:
-            raise UserError(f"--steps {steps}: this checkpoint has T = {self.T}, so 1 to {self.T}")
+        cli.check_level("--steps", steps, self.T)
         return SPACINGS[sampler](self.schedule, steps) if sampler in SPACINGS else spaced(self.T, steps)
 
     def levels(self, chosen, count, low=0):
@@ -103,8 +102,7 @@ class Lab:
         if not chosen:
             return sorted({low + round(i * (self.T - low) / (count - 1)) for i in range(count)})
         for t in chosen:
-            if not low <= t <= self.T:
-                raise UserError(f"--levels {t}: this checkpoint has T = {self.T}, so {low} to {self.T}")
+            cli.check_level("--levels", t, self.T, low)
         return sorted(set(chosen))
 
     def photos(self, data=None):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.patches import Rectangle
 
+import cli
 from config import UserError
 from diffusion.samplers import ddim
 from lessons import figure
@@ -44,8 +45,7 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
     if layer not in known:
         raise UserError(f"--layer {layer}: unknown; this network has {', '.join(known)}")
     level = round(0.3 * lab.T) if level is None else level
-    if not 1 <= level <= lab.T:
-        raise UserError(f"--level {level}: this checkpoint has T = {lab.T}, so 1 to {lab.T}")
+    cli.check_level("--level", level, lab.T)
     y = lab.labels(label, [0])
     x, _ = lab.noise([0])
     denoise = lab.denoiser(y, guidance)

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+import cli
 from config import UserError
 from diffusion.samplers import SAMPLERS, adjacent, check_eta, ddim, image_noise
 from lessons import figure
@@ -53,8 +54,7 @@ def steps(lab, counts=(), n=4, label=None, guidance=None):
     Where your eye sees no change from one column to the next, more steps buy nothing.
     """
     for count in counts:
-        if count > lab.T:
-            raise UserError(f"--counts {count}: this checkpoint has T = {lab.T}, so 1 to {lab.T}")
+        cli.check_level("--counts", count, lab.T)
     counts = sorted({*(counts or (c for c in (5, 10, 25, 50, 100, 250) if c < lab.T)), lab.T})
     numbers = range(n)
     y = lab.labels(label, numbers)

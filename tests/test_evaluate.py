@@ -763,6 +763,16 @@ def test_a_hostile_weights_file_is_not_run(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.parametrize(("command", "rounds"), [("nearest", False), ("speed", True)])
+def test_figures_are_of_float32_on_a_gpu_too_and_its_speed_is_as_it_comes(
+    program, run_folder, monkeypatch, command, rounds
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    more = ["--samplers", "ddim"] if command == "speed" else []
+    assert program("evaluate", command, "--ckpt", run_folder, "-n", "2", "--steps", "2", *more)[0] == 0
+    assert torch.backends.cudnn.allow_tf32 == rounds
+
+
 def test_two_processes_measure_what_one_does(program, run_folder, tmp_path):
     command = ["nearest", "--ckpt", run_folder, "-n", "5", "--steps", "2", "--device", "cpu"]
     assert program("evaluate", *command, "--out", "one")[0] == 0
