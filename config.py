@@ -350,7 +350,7 @@ PRESETS = {
         ),
         train=Train(epochs=2000, batch_size=64, lr=1e-4, ema_decay=0.9999, eval_every=2000, val_images=750),
     ),
-    # The same photographs for those who have no GPU: the small network of the default, wider; an hour or two.
+    # The same photographs for those who have no GPU: the small network of the default, wider; about an hour.
     "cifar10-cars-small": Config(
         name="cifar10-cars-small",
         data=Data(source="cifar10-cars", val_fraction=0.15),
@@ -424,7 +424,7 @@ ABOUT = {
     "170 MB from the University of Toronto on first use; published without a licence, cite Krizhevsky 2009. "
     "Estimate: under an hour on a data-centre GPU.",
     "cifar10-cars-small": "The same pictures without a GPU: the default's small network, wider. Data: as for "
-    "cifar10-cars. Takes: an hour or two on two CPU cores.",
+    "cifar10-cars. Takes: about an hour on two CPU cores.",
     "cifar10": "CIFAR-10 with the network and recipe of the DDPM paper. Data: 50,000 pictures, as for cifar10-cars. "
     "Estimate: half a day on a data-centre GPU.",
     "stanford-cars": "Photographs of cars at 64x64. Data: 16,185 pictures, 1.9 GB; torchvision can no longer download "
