@@ -73,7 +73,7 @@ class LearnedVariance(GaussianDiffusion):
         eps = torch.randn_like(x_0) if eps is None else eps
         x_t = self.q_sample(x_0, t, eps)
         prediction, output = model(x_t, t, y).chunk(2, dim=1)
-        simple = super().loss(lambda *_: prediction, x_0, y, t=t, eps=eps)
+        simple = self.weighted_error(prediction, x_0, eps, t)
         x0_hat, eps_hat = self.to_x0_eps(prediction.detach(), x_t, t)  # the bound teaches the variance alone
         guess = Guess(x0_hat, eps_hat, share(output), self.there)
         # L_hybrid = L_simple + λ L_vlb; L_vlb is a sum over T levels, of which this t is one            iDDPM Eq. (16)

@@ -149,7 +149,11 @@ class GaussianDiffusion:
         # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
-        error = self.target(x_0, eps, t) - model(self.q_sample(x_0, t, eps), t, y)
+        return self.weighted_error(model(self.q_sample(x_0, t, eps), t, y), x_0, eps, t)
+
+    def weighted_error(self, prediction, x_0, eps, t):
+        """The loss of each image (B,), given what the network said about q_sample(x_0, t, eps)."""
+        error = self.target(x_0, eps, t) - prediction
         # the weight is 1 unless min-SNR is on
         return entry(self.weight, t).to(x_0) * error.square().flatten(1).mean(dim=1)
 
