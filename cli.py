@@ -30,16 +30,20 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
-            near = difflib.get_close_matches(word, self.flags(), n=1, cutoff=0.4)
-            self.error(f"unknown argument {word}" + (f" (did you mean {near[0]}?)" if near else ""))
+            flags = self.flags()
+            near = difflib.get_close_matches(word, flags, n=1, cutoff=0.4)
+            hint = f" here: it is for {', '.join(flags[word])}" if flags.get(word) else ""
+            self.error(f"unknown argument {word}" + (hint or (f" (did you mean {near[0]}?)" if near else "")))
         return found
 
     def flags(self):
-        """Every flag of this parser and its subcommands."""
-        flags = list(self._option_string_actions)
+        """{flag: the subcommands that have it} of this parser and its subcommands."""
+        flags = {flag: [] for flag in self._option_string_actions}
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                flags += [f for p in action.choices.values() for f in p._option_string_actions]
+                for name, command in action.choices.items():
+                    for flag in command._option_string_actions:
+                        flags.setdefault(flag, []).append(name)
         return flags
 
 
@@ -97,6 +101,14 @@ def writable(flag, path, endings=()):
             path.unlink()
     except OSError as error:
         raise UserError(f"cannot write {flag} {path}: {error.strerror}; choose another file") from None
+
+
+def make_folder(path):
+    """Create the folder that --out names.  Raises UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {path}: {error.strerror}; choose another with --out DIR") from None
 
 
 def add_checkpoint(parser):

@@ -126,11 +126,8 @@ def main(argv):
         guidance = config.sample.guidance if guidance is None else guidance
         subject = Subject(path, model, config, state, diffusion, group, args.seed, args.batch_size, guidance)
         out = Path(args.out or Path("out") / args.command)
+        group.main_only(lambda: cli.make_folder(out))
         if group.main:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"cannot write in {out}: {error.strerror}; choose another with --out DIR") from None
             print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {group.device}")
         with torch.no_grad():
             protocol, figures = COMMANDS[args.command](subject, args, out)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cli
 import processes
-from config import UserError
 from dataset import pictures
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab
@@ -112,10 +111,7 @@ def main(argv):
     with figure.style():
         result = lesson(lab, **{name: getattr(args, name) for name in options(lesson)})
         out = Path(args.out) / f"{args.lesson}{'.gif' if isinstance(result, list) else '.png'}"
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write in {out.parent}: {error.strerror}; choose another with --out DIR") from None
+        cli.make_folder(out.parent)
         with checkpoint.replacing(out) as temp:
             (pictures.save_gif if isinstance(result, list) else save_png)(temp, result)
     print(what_to_look_for(lesson))

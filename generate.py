@@ -178,8 +178,8 @@ def generate(args, path, group):
     check_upscale(args.upscale, at_once * config.data.channels * math.prod(config.data.size))
 
     out = Path(args.out or Path("out") / args.sampler)
+    group.main_only(lambda: prepare(out, {"sampler": args.sampler, "n": args.n}, names))
     if group.main:
-        prepare(out, {"sampler": args.sampler, "n": args.n}, names)
         print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
         print(f"{args.sampler}, {steps} steps, {group.device}, {args.precision}")
 

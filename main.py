@@ -223,9 +223,10 @@ def train_run(args, config, state, folder, group):
     with tempfile.TemporaryDirectory() as scratch:
         if args.dry_run:
             config, folder = shrink(config), Path(scratch)
-        with locked(folder) if group.main else contextlib.nullcontext():
-            if state is None:
-                check_free(folder)  # again, now that nobody else can write: one may have finished meanwhile
+        with contextlib.ExitStack() as held:
+            group.main_only(lambda: held.enter_context(locked(folder)))
+            if state is None:  # again, now that nobody else can write: one may have finished meanwhile
+                group.main_only(lambda: check_free(folder))
             board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
             trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
             parameters = sum(p.numel() for p in trainer.model.parameters())

@@ -49,10 +49,23 @@ class Processes:
         return things
 
     def main_first(self, work):
-        """work(), in the main process before the others: it downloads or fills a cache, they find it there."""
-        result = work() if self.main else None
-        self.wait()
+        """work(), in the main process before the others: it downloads or fills a cache, they find it there.
+
+        If it is refused there, with a UserError, the others end too, and leave it to the main one to say why.
+        """
+        result = refusal = None
+        if self.main:
+            try:
+                result = work()
+            except UserError as error:
+                refusal = error
+        if any(self.gather(refusal is not None)):
+            raise refusal or SystemExit(2)
         return result if self.main else work()
+
+    def main_only(self, work):
+        """work() in the main process; the others wait until it is done, and end if it is refused."""
+        self.main_first(lambda: work() if self.main else None)
 
 
 def start(device="auto"):

@@ -672,6 +672,8 @@ GENERATE_MISTAKES = [
     (["ddim", "--guidance", "3", "--label", "none"], "nothing to guide by without a class"),
     (["ddim", "--upscale", "0"], "--upscale"),
     (["ddim", "--stpes", "5"], "did you mean --steps?"),
+    (["ddpm", "--eta", "0.5"], "unknown argument --eta here: it is for ddim;"),
+    (["ddpm", "--spacing=time"], "unknown argument --spacing here: it is for ddim, dpmpp;"),
     (["ddim", "--device", "cuda:99"], "--device"),
     (["ddim", "--out", "file"], "file"),
     (["ddim", "--ckpt", "nothing.pth"], "no such checkpoint"),

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import explore
 import generate
-from config import Config, Data, Diffusion, Model, override
+from config import Config, Data, Diffusion, Model, UserError, override
 from dataset import pictures, sources, textiles
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced, spaced_logsnr, spaced_rho
@@ -173,7 +173,7 @@ def test_the_photos_are_those_that_the_run_trained_on_and_those_it_held_out(lab)
 def test_levels_are_those_asked_for_or_evenly_spread_from_the_lowest_to_the_last(lab):
     assert lab.levels((), 3) == [0, 25, 50] and lab.levels((), 3, low=2) == [2, 26, 50]
     assert lab.levels((40, 7, 40), 3) == [7, 40]
-    with pytest.raises(explore.UserError, match="so 1 to 50"):
+    with pytest.raises(UserError, match="so 1 to 50"):
         lab.levels((0, 7), 3, low=1)
 
 
@@ -223,7 +223,7 @@ def test_lessons_on_labels_refuse_a_network_without_labels():
         (lambda: walks.samplers(plain, guidance=2.0), "no classes"),
         (lambda: network.attention(plain), "no attention layer"),
     ):
-        with pytest.raises(explore.UserError, match=expected):
+        with pytest.raises(UserError, match=expected):
             call()
     assert walks.seeds(plain, n=2, steps=2) is not None
 

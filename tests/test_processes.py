@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--preset", "smoke", "--train.accumulate", "2", "--device", "cpu"]
 
 
-def torchrun(folder, *argv, processes=2):
-    """Run one of our programs in several processes, as a user does."""
+def torchrun(folder, *argv, processes=2, code=0):
+    """Run one of our programs in several processes, as a user does; what it prints, or the errors if it is to fail."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / argv[0]), *map(str, argv[1:])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 def states(folder):
@@ -83,9 +83,45 @@ def test_things_are_gathered_by_rank(monkeypatch):
 @pytest.mark.parametrize(("rank", "order"), [(0, ["work", "wait"]), (1, ["wait", "work"])])
 def test_the_first_process_works_before_the_others_and_each_works_once(monkeypatch, rank, order):
     done = []
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: done.append("wait"))
+    monkeypatch.setattr(Processes, "gather", lambda self, refused: done.append("wait") or [refused, False])
     assert Processes(rank, 2, torch.device("cpu")).main_first(lambda: done.append("work") or 5) == 5
     assert done == order
+
+
+def test_what_is_refused_in_the_first_process_ends_the_others_without_a_word(monkeypatch):
+    def work():
+        raise UserError("no")
+
+    monkeypatch.setattr(Processes, "gather", lambda self, refused: [True, False])
+    with pytest.raises(UserError, match=r"^no$"):
+        Processes(0, 2, torch.device("cpu")).main_first(work)
+    with pytest.raises(SystemExit) as end:
+        Processes(1, 2, torch.device("cpu")).main_first(work)
+    assert end.value.code == 2
+
+
+def test_what_is_for_the_first_process_only_is_done_by_no_other(monkeypatch):
+    done = []
+    monkeypatch.setattr(Processes, "gather", lambda self, refused: [refused, False])
+    for rank in (0, 1):
+        Processes(rank, 2, torch.device("cpu")).main_only(lambda rank=rank: done.append(rank))
+    assert done == [0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["main.py", *FLAGS, "--data", "nowhere"], "nowhere"),
+        (["main.py", *FLAGS, "--out", "taken"], "cannot write in taken"),
+        (["generate.py", "ddim", "--device", "cpu", "--out", "taken/x"], "cannot write in taken/x"),
+    ],
+)
+def test_a_mistake_is_one_line_of_one_process(tmp_path, argv, said):
+    (tmp_path / "taken").write_text("a file")
+    err = torchrun(tmp_path, *argv, code=1)  # torchrun's own
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert f'File "{ROOT}' not in err  # torchrun shows a traceback of its own, but none goes through our programs
 
 
 def test_the_rank_counts_over_all_machines(monkeypatch):
