@@ -71,8 +71,9 @@ class Processes:
 def start(device="auto"):
     """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1."""
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if world > 1 and ":" in device:
-        raise UserError(f"--device {device}: {world} processes need a device each; use --device cuda")
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
+    if beside > 1 and device.startswith("cuda:"):
+        raise UserError(f"--device {device}: {beside} processes need a device each; use --device cuda")
     device = choose_device(device, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -134,7 +134,13 @@ def test_the_rank_counts_over_all_machines(monkeypatch):
 
 def test_a_device_with_a_number_is_refused_where_every_process_needs_its_own(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"--device cuda:0: .*use --device cuda"):
+    for beside in ("2", None):  # as torchrun says, or another launcher does not
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside) if beside else monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        with pytest.raises(UserError, match=r"--device cuda:0: .*use --device cuda"):
+            start("cuda:0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # one process on each of two machines may name its own
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device here"):
         start("cuda:0")
 
 
