@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import difflib
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own takes -1e-4 for a flag
 
     def error(self, message):
         raise UserError(f"{message}; {self.prog} --help lists everything")
@@ -131,7 +133,7 @@ def find_checkpoint(ckpt, preset):
         if preset is not None:
             raise UserError(f"--preset {preset}: --ckpt {ckpt} says which checkpoint; leave one of the two out")
         path = Path(ckpt)
-        return path / "best.pth" if (path / "best.pth").exists() else path
+        return path / "best.pth" if path.is_dir() and (path / "best.pth").exists() else path
     name = f"{ckpt or 'best'}.pth"
     runs = [Path("ckpt") / preset / name] if preset else list(Path("ckpt").glob(f"*/{name}"))
     runs = [r for r in runs if r.exists()]

@@ -7,7 +7,6 @@ torchrun --nproc-per-node=N evaluate.py ...  Read next: evaluation/, diffusion/b
 import csv
 import hashlib
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import cli
 import generate
 import processes
 from config import Config, UserError
-from dataset import pictures, reference
+from dataset import folder, pictures, reference
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import bound, sde, variants
 from diffusion.process import GaussianDiffusion
@@ -220,8 +219,7 @@ def real_features(subject, args, see):
     facts = {"data": images.name, "split": args.split, "reference_n": len(images.pixels)}
     facts["reference_sha256"] = content.hexdigest()
     key = hashlib.sha256(f"{content.hexdigest()} {see.name} {see.digest}".encode()).hexdigest()[:32]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion"
-    path = folder / f"features-{key}.npy"
+    path = folder.cache_folder() / f"features-{key}.npy"
     found = read_features(path)
     if all(subject.group.gather(found is not None)):  # together, or some would wait for the others for ever
         return found, facts
@@ -231,7 +229,7 @@ def real_features(subject, args, see):
         )
     if subject.group.main:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with checkpoint.replacing(path) as temp, open(temp, "wb") as file:
                 np.save(file, found.numpy())
         except (OSError, UserError) as error:
@@ -371,7 +369,7 @@ def bpd(subject, args, out):
         for (first, last), value in zip(stretches[1:-1], mean[1:-1].tolist())
     ]
     write_csv(out / "by_t.csv", ("t_first", "t_last", "bits_per_dim", "bits_per_dim_and_level"), rows)
-    print(f"at most {mean_text(figures)}, {n:,} images")
+    print(f"at most {mean_text(figures)}, n = {n:,}")
     print(
         f"L_0 {figures['L_0']:.4f}, sum of L_t {figures['L_t']:.4f}, L_T {figures['L_T']:.6f}; by t in {out}/by_t.csv"
     )
@@ -413,7 +411,7 @@ def loglik(subject, args, out):
     figures = mean_figures(bits)
     of_draws = (table.std(dim=1) / args.probes**0.5).tolist() if args.probes > 1 else [""] * n
     write_csv(out / "by_image.csv", ("image", "bits_per_dim", "standard_error"), zip(range(n), bits.tolist(), of_draws))
-    print(f"{mean_text(figures)}, {n:,} images, by the ODE from level 1 to {T}; by image in {out}/by_image.csv")
+    print(f"{mean_text(figures)}, n = {n:,}, by the ODE from level 1 to {T}; by image in {out}/by_image.csv")
     return protocol, figures
 
 
@@ -433,8 +431,9 @@ def nearest(subject, args, out):
     }  # fmt: skip
     if not group.main:
         return protocol, {}
-    far, index = neighbours.nearest(drawn, training.pixels)
-    far_unseen, _ = neighbours.nearest(torch.from_numpy(np.ascontiguousarray(unseen.pixels)), training.pixels)
+    far, index = (found[:, 0] for found in neighbours.nearest(drawn, training.pixels))
+    real = torch.from_numpy(np.ascontiguousarray(unseen.pixels))
+    far_unseen = neighbours.nearest(real, training.pixels)[0][:, 0]
     found = neighbours.verdict(far, far_unseen)
     figures = {
         **found,

@@ -228,9 +228,14 @@ def _decode_all(root: Path, files: list[File], seen: Counter, decode: Callable, 
 # --- caching ---
 
 
+def cache_folder() -> Path:
+    """Where everything is kept that can be computed again: nothing is lost if it is deleted."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "diffusion"
+
+
 def read_listed(root, files, seen, open_file, size, channels, cache) -> Decoded:
     """The listed files, decoded.  Two files in cache hold the answer: pixels as .npy, the rest as .json."""
-    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "diffusion"
+    cache = cache or cache_folder()
     files.sort(key=lambda file: file.name)
     decode = partial(_decode, open_file=open_file, size=size, channels=channels)
     family = _digest(str(root), size, channels)  # one data set at one size ...

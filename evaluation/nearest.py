@@ -1,28 +1,31 @@
 """Did the model learn to draw, or does it remember its training images?
 
-For each sample: the training image at the smallest distance in pixels.  Small distances alone prove nothing, for smooth
-pictures are near to everything; so the same is asked about real images that the model has never seen.
+For each sample: the training images at the smallest distance in pixels.  Small distances alone prove nothing, for
+smooth pictures are near to everything; so the same is asked about real images that the model has never seen.
 """
 
 import torch
 
 
-def nearest(pictures, training, chunk=1024):
-    """(distance, index), both (N,): the nearest of `training` (M, C, H, W) for each of `pictures` (N, C, H, W), uint8.
+def nearest(pictures, training, count=1, chunk=1024):
+    """(distances, indices), both (N, count): the nearest of `training` (M, C, H, W) to each of `pictures` (N, C, H, W).
 
-    distance: float64, root mean square over pixels and channels, in grey levels of 0..255.
+    Both are uint8; M must be `count` at least.  The nearest comes first.  distances: float64, root mean square over
+    pixels and channels, in grey levels of 0..255.
     """
     x = pictures.flatten(1).float()
-    best, index = torch.full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.long)
+    least, indices = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.long)
     for start in range(0, len(training), chunk):  # `training` may lie on the disk
         y = torch.as_tensor(training[start : start + chunk]).flatten(1).float()
         # ‖x-y‖² = ‖x‖² + ‖y‖² - 2 x·y, without the first, which is the same for all y
-        least, where = (y.square().sum(dim=1) - 2 * x @ y.T).min(dim=1)
-        closer = least < best
-        best, index = torch.where(closer, least, best), torch.where(closer, start + where, index)
-    found = torch.stack([torch.as_tensor(training[i]) for i in index.tolist()])
-    exact = (pictures.double() - found.double()).square().flatten(1).mean(dim=1).sqrt()  # no cancellation for copies
-    return exact, index
+        least = torch.cat([least, y.square().sum(dim=1) - 2 * x @ y.T], dim=1)
+        indices = torch.cat([indices, torch.arange(start, start + len(y)).expand(len(x), -1)], dim=1)
+        least, best = least.topk(min(count, least.shape[1]), largest=False)
+        indices = indices.gather(1, best)
+    found = torch.stack([torch.as_tensor(training[i]) for i in indices.flatten().tolist()])
+    difference = pictures[:, None].double() - found.unflatten(0, indices.shape).double()
+    exact = difference.square().flatten(2).mean(dim=2).sqrt()  # the sums above cancel where the picture is a copy
+    return exact, indices
 
 
 def verdict(samples, unseen):

@@ -24,7 +24,7 @@ SPACINGS = {"dpmpp": spaced_logsnr, "heun": spaced_rho}  # by default, as in gen
 
 @dataclass(frozen=True)
 class Photos:
-    """Real images in [-1, 1]: `train` (N, C, H, W) the network has seen, `val` it has not; and where they are from."""
+    """Real images, uint8: `train` (N, C, H, W) the network has seen, `val` it has not; and where they are from."""
 
     train: Tensor
     val: Tensor
@@ -110,14 +110,14 @@ class Lab:
         d = self.config.data
         images = sources.load(data or d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
         train, val = (torch.from_numpy(images.pixels[i]) for i in sources.split(images, d.val_fraction, d.seed))
-        return Photos(from_uint8(train), from_uint8(val), images.name)
+        return Photos(train, val, images.name)
 
     def photo(self, number, data=None, flag="--picture"):
         """Held-out image `number`, which came with `flag`, as a batch of one: (1, C, H, W) in [-1, 1]."""
         val = self.photos(data).val
         if number >= len(val):
             raise UserError(f"{flag} {number}: there are {len(val)} held-out pictures, numbered from 0")
-        return val[number : number + 1].to(self.device)
+        return from_uint8(val[number : number + 1]).to(self.device)
 
 
 def last(walk):

@@ -6,7 +6,9 @@ from matplotlib.patches import Rectangle
 
 import cli
 from config import UserError
+from dataset.pixels import from_uint8, to_uint8
 from diffusion.samplers import ddim
+from evaluation.nearest import nearest
 from lessons import figure
 from lessons.lab import last
 from models.attention import Attention, linear_attention, phi
@@ -93,13 +95,6 @@ def lerp_to_dark(image, heat):
     return -1 + (image + 1) * (DARK + (1 - DARK) * heat)
 
 
-def nearest(queries, images, count=1):
-    """(rms distances, indices), each (B, count): nearest of images (N, C, H, W) for each of queries (B, C, H, W)."""
-    flat = images.flatten(1)
-    distances = torch.cdist(queries.flatten(1), flat) / flat.shape[1] ** 0.5
-    return distances.topk(count, dim=1, largest=False)
-
-
 def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data=None):
     """Made pictures beside the training pictures nearest to them, and whether they are nearer than new ones would be.
 
@@ -115,22 +110,22 @@ def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data
         x, _ = lab.noise(batch)
         walk = ddim(lab.denoiser(lab.labels(label, batch), guidance), lab.schedule, x, timesteps=lab.spaced(steps))
         made.append(last(walk).cpu())
-    made = torch.cat(made)[:many]
+    made = to_uint8(torch.cat(made)[:many])
     neighbours = min(neighbours, len(photos.train))
-    distances, indices = nearest(made[:n], photos.train, neighbours)
-    near_made = nearest(made, photos.train)[0].flatten()
-    near_held_out = nearest(photos.val, photos.train)[0].flatten()
+    distances, indices = nearest(made, photos.train, neighbours)
+    near_made, near_held_out = distances[:, 0], nearest(photos.val, photos.train)[0][:, 0]
     print(
-        f"nearest training picture, rms: made {near_made.median():.3f}, held out {near_held_out.median():.3f} (median)"
+        f"nearest training picture, in grey levels (median): made {near_made.median():.1f}, "
+        f"held out {near_held_out.median():.1f}"
     )
-    rows = torch.cat([made[:n, None], photos.train[indices]], dim=1)
+    rows = torch.cat([made[:n, None], photos.train[indices[:n]]], dim=1)
     names = lab.named(y) if y is not None else ()
     fig, _ = figure.wall(
-        rows.transpose(0, 1),
+        from_uint8(rows.transpose(0, 1)),
         "Has it learned, or memorised?",
         f"top: made; below: the nearest of {len(photos.train):,} training pictures of {photos.name}, by distance",
         row_names=["made", *(f"nearest {i + 1}" for i in range(neighbours))],
-        column_names=[f"{name}\n{d:.2f}" for name, d in zip(names or [""] * n, distances[:, 0].tolist())],
+        column_names=[f"{name}\n{d:.0f}" for name, d in zip(names or [""] * n, near_made.tolist())],
         below=260,
         widest=96,
     )
@@ -139,6 +134,6 @@ def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data
     edges = torch.linspace(0, 1.05 * float(torch.cat([near_made, near_held_out]).max()), 41).numpy()
     for values, name in ((near_held_out, "held out"), (near_made, "made")):
         axes.hist(values.numpy(), bins=edges, density=True, alpha=0.6, label=f"{name} ({len(values)})")
-    axes.set(title="Distance to the nearest training picture", xlabel="rms, pixels in -1..1", ylabel="density")
+    axes.set(title="Distance to the nearest training picture", xlabel="rms, grey levels", ylabel="density")
     axes.legend()
     return fig

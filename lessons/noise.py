@@ -3,6 +3,7 @@
 import torch
 
 from dataset import pictures
+from dataset.pixels import from_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.schedule import cosine, linear
 from lessons import figure
@@ -73,7 +74,7 @@ def loss(lab, images=64, points=24, data=None):
     levels = lab.levels((), points, low=1)
     sets = {"seen": photos.train, "held out": photos.val}
     # pictures from everywhere: the files of a folder lie class by class
-    sets = {name: x[pictures.evenly(0, len(x) - 1, images)] for name, x in sets.items()}
+    sets = {name: from_uint8(x[pictures.evenly(0, len(x) - 1, images)]) for name, x in sets.items()}
     curves = {name: errors(lab, x, levels) for name, x in sets.items()}
     count = " and ".join(f"{len(x)} {name}" for name, x in sets.items())
     predicted = "F of EDM" if lab.config.diffusion.process == "edm" else lab.diffusion.prediction

@@ -200,6 +200,7 @@ MAIN_MISTAKES = [
     (["--train.lr", "nan"], "finite"),
     (["--train.lr", "inf"], "finite"),
     (["--train.lr", "0"], "positive"),
+    (["--train.lr", "-1e-4"], "--train.lr -0.0001: expected a positive number"),
     (["--train.lr"], "expected one argument"),
     (["--train.steps", "-1"], "0 or more"),
     (["--train.steps", "1.5"], "whole number"),
@@ -677,6 +678,7 @@ GENERATE_MISTAKES = [
     (["ddim", "--device", "cuda:99"], "--device"),
     (["ddim", "--out", "file"], "file"),
     (["ddim", "--ckpt", "nothing.pth"], "no such checkpoint"),
+    (["ddim", "--ckpt", "n" * 300], "n: File name too long"),  # not that of a file in it
     (["ddim", "--ckpt", "."], "a folder"),
     (["ddim", "--ckpt", "best"], "python main.py"),
     (["ddim", "--preset", "smokee"], "did you mean smoke?"),

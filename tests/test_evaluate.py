@@ -280,11 +280,16 @@ def test_nearest_finds_copies_and_their_exact_distance():
     pictures = torch.from_numpy(training[[7, 41]].copy())
     pictures[1] = torch.where(pictures[1] < 128, pictures[1] + 3, pictures[1] - 3)
     distance, index = nearest(pictures, training, chunk=8)
-    assert index.tolist() == [7, 41]
-    assert_close(distance, torch.tensor([0.0, 3.0], dtype=torch.float64))
-    plain = np.array([0, 100, 200], np.uint8).reshape(3, 1, 1, 1).repeat(4, axis=2)
-    distance, index = nearest(torch.full((1, 1, 4, 1), 180, dtype=torch.uint8), plain)
-    assert (distance.item(), index.item()) == (20, 2)
+    assert index.tolist() == [[7], [41]]
+    assert_close(distance, torch.tensor([[0.0], [3.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_nearest_are_in_order_whatever_lies_between_them(chunk):
+    plain = np.array([0, 100, 60, 200, 240], np.uint8).reshape(5, 1, 1, 1).repeat(4, axis=2)
+    pictures = torch.tensor([180, 20], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 1, 4, 1)
+    distance, index = nearest(pictures, plain, 3, chunk)
+    assert index.tolist() == [[3, 4, 1], [0, 2, 1]] and distance.tolist() == [[20, 60, 80], [20, 40, 80]]
 
 
 def test_verdict_tells_copies_from_new_pictures():
@@ -459,8 +464,8 @@ def test_nearest_is_that_of_pictures_drawn_by_hand(program, awake, photos, asked
     training, unseen = reference.load(data).pixels, torch.from_numpy(reference.unseen(data, 20).pixels)
     n = min(20, len(unseen))
     samples = drawn(awake, n, **asked)
-    far, index = nearest(samples, training)
-    far_unseen, _ = nearest(unseen, training)
+    far, index = (found[:, 0] for found in nearest(samples, training))
+    far_unseen = nearest(unseen, training)[0][:, 0]
     rows = np.loadtxt("o/nearest.csv", delimiter=",", skiprows=1)
     assert rows[:, 0].tolist() == list(range(n)) and rows[:, 1].tolist() == index.tolist()
     assert_close(torch.from_numpy(rows[:, 2]), far, rtol=0, atol=0.02)
@@ -746,7 +751,7 @@ def test_the_protocol_of_bpd_says_how_many_levels_were_measured(program, run_fol
 def test_the_bits_of_one_image_have_no_deviation(program, run_folder, few, command):
     out, _, report = measure(program, run_folder, command, "--data", few(1), *(["--levels", 4] * (command == "bpd")))
     assert report["figures"]["standard_error"] is None and math.isfinite(report["figures"]["bits_per_dim"])
-    assert f"{report['figures']['bits_per_dim']:.4f} bits per dimension, 1 images" in out and "±" not in out
+    assert f"{report['figures']['bits_per_dim']:.4f} bits per dimension, n = 1" in out and "±" not in out
 
 
 def test_a_hostile_weights_file_is_not_run(tmp_path):
