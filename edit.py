@@ -24,6 +24,7 @@ from diffusion import variants
 from diffusion.inpaint import inpaint, there_and_back
 from diffusion.invert import invert
 from diffusion.samplers import SAMPLERS, adjacent, image_noise, spaced
+from files import put
 from models import checkpoint
 
 MASKS = ("left", "right", "top", "bottom", "center", "border")
@@ -184,14 +185,11 @@ def names(settings):
 def write(out, before, middle, after, k, settings):
     """Write the settings, each result, and a strip of before | middle | after for all of them."""
     generate.clear(out, names)
-    with checkpoint.replacing(out / "settings.json") as temp:
-        temp.write_text(json.dumps(settings, indent=2) + "\n")
+    put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
     for i, image in enumerate(pictures.upscale(after, k)):
-        with checkpoint.replacing(out / f"{i:05d}.png") as temp:
-            pictures.save_png(temp, image)
+        put(out / f"{i:05d}.png", pictures.save_png, image)
     strip = pictures.strip([pictures.upscale(z, k) for z in (before, *middle, after)])
-    with checkpoint.replacing(out / "strip.png") as temp:
-        pictures.save_png(temp, strip)
+    put(out / "strip.png", pictures.save_png, strip)
     print(f"{len(after):,} pictures, and strip.png (before | on the way | after), in {out}")
 
 

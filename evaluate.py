@@ -27,6 +27,7 @@ from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, image_noise
 from evaluation import compare, features
 from evaluation import nearest as neighbours
+from files import put, replacing
 from models import checkpoint
 
 ENOUGH = 2048  # images; below, the Frechet distance depends more on how many there are than on what they show
@@ -137,7 +138,7 @@ def main(argv):
                 "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": args.batch_size,
             }  # fmt: skip
             report = {"figures": figures, "protocol": {**common, **protocol}}
-            write_text(out / f"{args.command}.json", json.dumps(report, indent=2) + "\n")
+            put(out / f"{args.command}.json", Path.write_text, json.dumps(report, indent=2) + "\n")
             print("protocol  " + ", ".join(f"{k} {_short(v)}" for k, v in protocol.items() if not isinstance(v, dict)))
             print(f"written   {out}/{args.command}.json")
         return 0
@@ -230,7 +231,7 @@ def real_features(subject, args, see):
     if subject.group.main:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with checkpoint.replacing(path) as temp, open(temp, "wb") as file:
+            with replacing(path) as temp, open(temp, "wb") as file:
                 np.save(file, found.numpy())
         except (OSError, UserError) as error:
             print(f"warning: reference features are not cached ({error})", file=sys.stderr)
@@ -444,8 +445,7 @@ def nearest(subject, args, out):
     order = far.argsort()[:SHOWN]  # the closest ones: where a copy would be
     pairs = torch.stack([drawn[order], torch.from_numpy(np.stack([training.pixels[i] for i in index[order]]))], dim=1)
     k = pictures.readable_scale(subject.config.data.size)
-    with checkpoint.replacing(out / "nearest.png") as temp:
-        pictures.save_png(temp, pictures.grid(pictures.upscale(pairs.flatten(0, 1), k), columns=8))
+    put(out / "nearest.png", pictures.save_png, pictures.grid(pictures.upscale(pairs.flatten(0, 1), k), columns=8))
     write_csv(
         out / "nearest.csv", ("sample", "training_image", "distance"), zip(range(n), index.tolist(), far.tolist())
     )
@@ -531,15 +531,9 @@ COMMANDS = {"fid": fid, "kid": kid, "bpd": bpd, "loglik": loglik, "nearest": nea
 # ---------------------------------------------------------------- what is written
 
 
-def write_text(path, text):
-    """Write a whole file or none."""
-    with checkpoint.replacing(path) as temp:
-        temp.write_text(text)
-
-
 def write_csv(path, header, rows):
     """Write a table, whole or not at all."""
-    with checkpoint.replacing(path) as temp, open(temp, "w", newline="") as file:
+    with replacing(path) as temp, open(temp, "w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
 
 
@@ -553,12 +547,11 @@ def print_table(header, rows):
 
 def plot_sweep(path, rows, title, n):
     """Distance against network evaluations, one line a sampler, both axes logarithmic."""
-    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for sampler in dict.fromkeys(r[0] for r in rows):
         line = sorted((r[2], r[3]) for r in rows if r[0] == sampler)
         axes.plot(*zip(*line), marker="o", label=sampler)
@@ -566,14 +559,13 @@ def plot_sweep(path, rows, title, n):
     ticks = sorted({r[2] for r in rows})
     axes.grid(alpha=0.3, which="both")
     axes.set_xticks([t for i, t in enumerate(ticks) if i == 0 or t >= 1.25 * ticks[i - 1]])
-    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend()
-    with checkpoint.replacing(path) as temp:
+    with replacing(path) as temp:
         figure.savefig(temp, format="png", dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

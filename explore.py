@@ -14,9 +14,9 @@ from pathlib import Path
 import cli
 import processes
 from dataset import pictures
+from files import put
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab
-from models import checkpoint
 
 LESSONS = {
     lesson.__name__: lesson
@@ -112,15 +112,10 @@ def main(argv):
         result = lesson(lab, **{name: getattr(args, name) for name in options(lesson)})
         out = Path(args.out) / f"{args.lesson}{'.gif' if isinstance(result, list) else '.png'}"
         cli.make_folder(out.parent)
-        with checkpoint.replacing(out) as temp:
-            (pictures.save_gif if isinstance(result, list) else save_png)(temp, result)
+        put(out, pictures.save_gif if isinstance(result, list) else figure.save_png, result)
     print(what_to_look_for(lesson))
     print(out)
     return 0
-
-
-def save_png(path, fig):
-    figure.write(fig, path)
 
 
 def what_to_look_for(lesson):

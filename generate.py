@@ -19,6 +19,7 @@ from dataset import pictures
 from dataset.pixels import to_uint8
 from diffusion import variants
 from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise, spaced, spaced_logsnr, spaced_rho
+from files import put, replacing
 from models import checkpoint
 
 STAGES = 8  # columns of --strip
@@ -267,7 +268,7 @@ def prepare(out, settings, names):
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with checkpoint.replacing(out / ".writable"):
+        with replacing(out / ".writable"):
             pass
         (out / ".writable").unlink()
         there = {p.name for p in out.iterdir()}
@@ -293,23 +294,18 @@ def clear(out, names):
 
 def write(out, images, frames, columns, k, settings):
     """Write n PNGs, the grid, the GIF of the frames, the strip of the columns (if any), and the settings."""
-
-    def put(name, save, content):
-        with checkpoint.replacing(out / name) as temp:
-            save(temp, content)
-
     clear(out, names)
     # The settings first: if this is interrupted, the next call still knows what to clear.
-    put("settings.json", lambda temp, text: temp.write_text(text), json.dumps(settings, indent=2) + "\n")
+    put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
     for i, image in enumerate(images):
-        put(f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k))
-    put("grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:GRID], k)))
+        put(out / f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k))
+    put(out / "grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:GRID], k)))
     if frames:
-        put("denoising.gif", pictures.save_gif, [pictures.grid(pictures.upscale(x, k)) for x, _ in frames])
+        put(out / "denoising.gif", pictures.save_gif, [pictures.grid(pictures.upscale(x, k)) for x, _ in frames])
     if columns:
         x, x0 = (torch.stack([stage[which][:4] for stage in columns], 1) for which in (0, 1))  # (4, columns, C, H, W)
         rows = torch.stack([x, x0], 1).flatten(0, 2)  # for each picture: its stages, and x0-hat below
-        put("strip.png", pictures.save_png, pictures.grid(pictures.upscale(rows, k), columns=len(columns)))
+        put(out / "strip.png", pictures.save_png, pictures.grid(pictures.upscale(rows, k), columns=len(columns)))
     print(f"{len(images):,} pictures and grid.png in {out}")
 
 

@@ -19,8 +19,9 @@ import processes
 from board import Board
 from config import ABOUT, PRESETS, UserError, attended, check, field_types, nearest, override, parse_value, to_dict
 from dataset import pictures, sources
+from files import locked, put
 from models import checkpoint
-from trainer import Trainer, locked, peak_memory
+from trainer import Trainer, peak_memory
 
 DEFAULT = "textiles"  # the preset
 PICTURES = 64  # in the grid of --verify
@@ -162,8 +163,7 @@ def verify(config, images, train, val):
         print(f"class     {label:>3}  {name}: {(images.labels == label).sum():,} images")
     path = Path(f"verify-{config.name}.png")
     some = torch.from_numpy(images.pixels[train[:: max(1, len(train) // PICTURES)][:PICTURES]].copy())
-    with checkpoint.replacing(path) as temp:
-        pictures.save_png(temp, pictures.grid(pictures.upscale(some, pictures.readable_scale(config.data.size))))
+    put(path, pictures.save_png, pictures.grid(pictures.upscale(some, pictures.readable_scale(config.data.size))))
     print(f"grid      {path}")
 
 

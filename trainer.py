@@ -11,7 +11,6 @@ import contextlib
 import csv
 import json
 import math
-import os
 import resource
 import signal
 import sys
@@ -31,6 +30,7 @@ from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
 from diffusion.samplers import ddim, image_noise, spaced
 from evaluation import compare, features
+from files import put, replacing
 from models import checkpoint
 from models.ema import EMA
 from models.unet import UNet
@@ -292,8 +292,7 @@ class Trainer:
             "strip": pictures.strip([pictures.upscale(stage, scale) for stage in columns]),
         }
         for name, picture in drawn.items():
-            with checkpoint.replacing(self.folder / "samples" / f"{name}_{self.step:07d}.png") as temp:
-                pictures.save_png(temp, picture)
+            put(self.folder / "samples" / f"{name}_{self.step:07d}.png", pictures.save_png, picture)
         if self.board:
             self.board.show(row, drawn)
 
@@ -302,7 +301,7 @@ class Trainer:
         frames = [pictures.load_png(p) for p in sorted((self.folder / "samples").glob("strip_*.png"))]
         frames = [f for f in frames if f.shape == frames[-1].shape]  # a resumed run may have changed sample.steps
         if frames:  # the user may have tidied them away
-            with checkpoint.replacing(self.folder / "samples" / "strips.gif") as temp:
+            with replacing(self.folder / "samples" / "strips.gif") as temp:
                 pictures.save_gif(temp, frames, milliseconds=600)
 
     def _check_finite(self, loss):
@@ -405,12 +404,11 @@ class Trainer:
         except OSError as error:
             raise UserError(f"cannot create {self.folder}: {error.strerror}") from None
         self.tidy()
-        with checkpoint.replacing(self.folder / "config.json") as temp:
-            temp.write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
+        put(self.folder / "config.json", Path.write_text, json.dumps(to_dict(self.config), indent=2) + "\n")
         x, _ = self.batches(0)
         scale = pictures.readable_scale(self.config.data.size)
-        with checkpoint.replacing(self.folder / "samples" / "data.png") as temp:
-            pictures.save_png(temp, pictures.grid(pictures.upscale(to_uint8(x[:36]).cpu(), scale)))
+        grid = pictures.grid(pictures.upscale(to_uint8(x[:36]).cpu(), scale))
+        put(self.folder / "samples" / "data.png", pictures.save_png, grid)
         if self.rows:
             self.write_views()
 
@@ -427,14 +425,13 @@ class Trainer:
 
     def write_views(self):
         """Write metrics.csv and loss.png, and at the end of the run strips.gif."""
-        with checkpoint.replacing(self.folder / "metrics.csv") as temp, open(temp, "w", newline="") as file:
+        with replacing(self.folder / "metrics.csv") as temp, open(temp, "w", newline="") as file:
             more = dict.fromkeys(name for row in self.rows for name in row if name not in COLUMNS)
             table = csv.DictWriter(file, (*COLUMNS, *more))  # a row without a distance leaves the field empty
             table.writeheader()
             table.writerows(self.rows)
         if self.rows:
-            with checkpoint.replacing(self.folder / "loss.png") as temp:
-                plot(self.rows, temp)
+            put(self.folder / "loss.png", plot, self.rows)
         if self.finished:
             self.animate_strips()
 
@@ -498,12 +495,9 @@ class Trainer:
         self.streak.fill_(state["streak"])
 
 
-def plot(rows, path):
+def plot(path, rows):
     """Loss curves of the whole run, and validation by quarter of t, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # here, as its import takes long
 
     steps = [r["step"] for r in rows]
     quarters = ("t in the first quarter (little noise)", "second", "third", "last (nearly all noise)")
@@ -514,8 +508,8 @@ def plot(rows, path):
     distances = {name: name for name in rows[-1] if name not in COLUMNS}
     if distances:
         panels["distance of samples and data"] = distances
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), constrained_layout=True)
-    for panel, (title, curves) in zip(axes, panels.items()):
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for panel, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
         for key, label in curves.items():
             panel.plot(steps, [r.get(key, math.nan) for r in rows], marker="o", markersize=3, label=label)
         panel.set(title=title, xlabel="optimiser step", yscale="log")
@@ -523,26 +517,3 @@ def plot(rows, path):
         panel.locator_params(axis="x", nbins=6)
         panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # covers no curve
     figure.savefig(path, format="png", dpi=110)
-    plt.close(figure)
-
-
-@contextlib.contextmanager
-def locked(folder):
-    """Hold `folder` for this process.  The lock is the operating system's, so a crash does not leave it behind."""
-    import fcntl
-
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(f"{folder}: another process is training here; wait for it, or use --out DIR") from None
-    try:
-        yield
-    finally:
-        os.close(handle)

@@ -63,7 +63,7 @@ def draw(runs, file):
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.legend()
         axes.set(xlabel="minutes of training")
-        figure.write(fig, file)
+        figure.save_png(file, fig)
 
 
 def main(argv):

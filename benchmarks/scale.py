@@ -181,18 +181,15 @@ def show(title, x_name, rows):
 
 
 def plot(found, path):
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), constrained_layout=True)
+    figure = Figure(figsize=(15, 3.8), layout="constrained")
     batch, resolution, _, sampling = found[:4]
     panels = [
         (batch, "seconds", 1, "A training step, by batch"), (resolution, "seconds", 1, "... by resolution (batch 2)"),
         (resolution, "memory", 2**30, "Memory, by resolution (GiB)"), (sampling, "seconds", 1, "DDIM of 8 images"),
     ]  # fmt: skip
-    for ax, ((_, x_name, rows), key, unit, title) in zip(axes, panels):
+    for ax, ((_, x_name, rows), key, unit, title) in zip(figure.subplots(1, 4), panels):
         for column in rows[0][1]:
             points = [(x, v[column][key] / unit) for x, v in rows if v[column]]
             ax.plot(

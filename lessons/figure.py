@@ -116,7 +116,7 @@ def wall(rows, title, subtitle="", *, row_names=(), column_names=(), below=0, wi
     return figure, axes
 
 
-def write(figure, file):
+def save_png(file, figure):
     """Save a Figure as a small PNG."""
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]

@@ -1,49 +1,23 @@
 """How is a night of training kept safe?
 
 A checkpoint is data, never code: it is read with `weights_only=True`, so a hostile file cannot run anything.  It is
-written beside its final place, flushed to the disk and then renamed, so at every moment the old file or the new one is
-whole.  It holds the whole config, so it can be used without knowing how it was made.
+written whole or not at all (files.py), and holds the whole config, so it can be used without knowing how it was made.
 """
 
 import hashlib
-import os
 import pickle
-import tempfile
 import warnings
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from config import UserError, check, from_dict, out_channels, to_dict
+from files import put
 from models.unet import UNet
 
 VERSION = 1
 KEYS = ("config", "ema", "step")  # what every checkpoint has; "model" too, unless it was made to be shared
-
-
-@contextmanager
-def replacing(path):
-    """`with replacing(path) as temp:` write to temp; it becomes `path` at the end, or vanishes if anything fails."""
-    path = Path(path)
-    try:
-        handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        yield Path(temp)
-        with open(temp, "rb+") as file:
-            os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
-        os.umask(mask := os.umask(0))  # there is no other way to ask for it
-        os.chmod(temp, 0o666 & ~mask)  # a temporary file is its owner's alone; this one is to be as any other
-        os.replace(temp, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from error
-    finally:
-        Path(temp).unlink(missing_ok=True)
 
 
 def plain(state_dict):
@@ -62,8 +36,7 @@ def save(path, config, *, model, ema, step, **more):
                 f"{path} is not written: {name} is no longer finite; resume the last one, or lower --train.lr"
             )
     state = {"version": VERSION, "config": to_dict(config), "model": plain(model), "ema": plain(ema), "step": step}
-    with replacing(path) as temp:
-        _write({**state, **more}, temp)
+    put(path, _write, {**state, **more})
 
 
 def slim(path, out):
@@ -71,11 +44,10 @@ def slim(path, out):
     config, state = load(path)
     ema = {k: v.half() for k, v in state["ema"].items()}
     kept = {"version": VERSION, "config": to_dict(config), "ema": ema, "step": state["step"]}
-    with replacing(out) as temp:
-        _write({**kept, "classes": state.get("classes", [])}, temp)
+    put(out, _write, {**kept, "classes": state["classes"]})
 
 
-def _write(state, path):
+def _write(path, state):
     """Nothing but `state` decides the bytes: given a name, torch.save would write that into the file, too."""
     with open(path, "wb") as file:
         torch.save(state, file)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from config import PRESETS, UserError, override, to_dict
+from files import replacing
 from models import checkpoint
 from models.unet import UNet
 
@@ -195,7 +196,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_no_temp(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(UserError, match=r"cannot write .*a\.txt: No space left"), checkpoint.replacing(target) as temp:
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt: No space left"), replacing(target) as temp:
         temp.write_text("half")
         raise OSError(28, "No space left on device")
     assert target.read_text() == "old"
@@ -205,7 +206,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temp(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file_and_no_temp(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), checkpoint.replacing(target) as temp:
+    with pytest.raises(KeyboardInterrupt), replacing(target) as temp:
         temp.write_text("half")
         raise KeyboardInterrupt
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
@@ -213,7 +214,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_temp(tmp_path):
 
 def test_the_new_file_is_whole_before_it_takes_the_name(tmp_path):
     target = tmp_path / "a.txt"
-    with checkpoint.replacing(target) as temp:
+    with replacing(target) as temp:
         temp.write_text("new")
         assert not target.exists()
     assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
@@ -223,7 +224,7 @@ def test_the_new_file_is_whole_before_it_takes_the_name(tmp_path):
 def test_a_file_may_be_read_by_whom_the_user_lets_read_files(tmp_path, mask, mode):
     before = os.umask(mask)
     try:
-        with checkpoint.replacing(tmp_path / "a.txt") as temp:
+        with replacing(tmp_path / "a.txt") as temp:
             temp.write_text("new")
         assert os.umask(mask) == mask
     finally:
@@ -235,13 +236,13 @@ def test_the_bytes_are_on_the_disk_before_the_name_points_to_them(tmp_path, monk
     done, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: done.append("bytes") or fsync(file))
     monkeypatch.setattr(os, "replace", lambda *names: done.append("name") or replace(*names))
-    with checkpoint.replacing(tmp_path / "a.txt") as temp:
+    with replacing(tmp_path / "a.txt") as temp:
         temp.write_text("new")
     assert done == ["bytes", "name"]
 
 
 def test_a_vanished_folder_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="cannot write"), checkpoint.replacing(tmp_path / "gone" / "a.txt"):
+    with pytest.raises(UserError, match="cannot write"), replacing(tmp_path / "gone" / "a.txt"):
         raise AssertionError
 
 

@@ -451,7 +451,7 @@ def test_grey_and_transparent_pictures_are_shown_too(channels):
 def test_a_class_named_in_any_script_is_drawn_without_a_warning(tmp_path, recwarn):
     with figure.style():
         fig, _ = figure.wall(torch.zeros(1, 1, 3, 4, 4), "t", column_names=["織物"], widest=40)
-        figure.write(fig, tmp_path / "wall.png")
+        figure.save_png(tmp_path / "wall.png", fig)
     assert not recwarn.list
 
 

@@ -18,16 +18,17 @@ ROOMS = ("diffusion", "models", "dataset", "evaluation")
 # who may import what of ours; the rooms know the config and themselves
 ALLOWED = {
     "config": set(),
+    "files": {"config"},
     "cli": {"config"},
     "processes": {"config"},
     "board": {"config"},
-    "trainer": {"config", "processes", *ROOMS},
-    "main": {"config", "cli", "processes", "board", "trainer", "generate", *ROOMS},
-    "generate": {"config", "cli", "processes", *ROOMS},
-    "explore": {"config", "cli", "processes", "lessons", *ROOMS},
+    "trainer": {"config", "files", "processes", *ROOMS},
+    "main": {"config", "files", "cli", "processes", "board", "trainer", "generate", *ROOMS},
+    "generate": {"config", "files", "cli", "processes", *ROOMS},
+    "explore": {"config", "files", "cli", "processes", "lessons", *ROOMS},
     "lessons": {"config", "cli", "lessons", *ROOMS},
-    **{key: {"config", "cli", "processes", "generate", *ROOMS} for key in ("evaluate", "edit")},
-    **{room: {"config", room} for room in ROOMS},
+    **{key: {"config", "files", "cli", "processes", "generate", *ROOMS} for key in ("evaluate", "edit")},
+    **{room: {"config", "files", room} for room in ROOMS},
 }
 OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
 PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "pytest", "PIL"}

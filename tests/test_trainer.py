@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
 import main
@@ -20,9 +21,10 @@ from dataset import pictures, sources
 from dataset.batches import Batches
 from dataset.pixels import to_uint8
 from diffusion.samplers import ddim, image_noise, spaced
+from files import locked
 from models import checkpoint
 from processes import Processes, start
-from trainer import Trainer, locked, lr_at, total_steps
+from trainer import Trainer, lr_at, total_steps
 
 SMOKE = ("--preset", "smoke")
 
@@ -331,12 +333,10 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(monkeypatch):
 
 
 def test_each_curve_bears_its_own_name(monkeypatch, tmp_path):
-    import matplotlib.pyplot as plt
-
     figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
     row = {"train_loss": 5.0, "val_loss": 6.0, "val_q1": 1.0, "val_q2": 2.0, "val_q3": 3.0, "val_q4": 4.0}
-    trainer_module.plot([{"step": 10, **row}], tmp_path / "loss.png")
+    trainer_module.plot(tmp_path / "loss.png", [{"step": 10, **row}])
     drawn = {line.get_label(): line.get_ydata()[0] for axes in figures[0].axes for line in axes.get_lines()}
     quarters = {"t in the first quarter (little noise)": 1, "second": 2, "third": 3, "last (nearly all noise)": 4}
     assert drawn == {"train": 5, "validation (EMA)": 6, **quarters}

@@ -1,0 +1,63 @@
+"""How does a file get its new content whole, or not at all?
+
+It is written beside its final place, flushed to the disk and then renamed, so at every moment the old file or the new
+one is there.  And how does a run keep its folder to itself?
+"""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from config import UserError
+
+
+@contextmanager
+def replacing(path):
+    """`with replacing(path) as temp:` write to temp; it becomes `path` at the end, or vanishes if anything fails."""
+    path = Path(path)
+    try:
+        handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield Path(temp)
+        with open(temp, "rb+") as file:
+            os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
+        os.umask(mask := os.umask(0))  # there is no other way to ask for it
+        os.chmod(temp, 0o666 & ~mask)  # a temporary file is its owner's alone; this one is to be as any other
+        os.replace(temp, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from error
+    finally:
+        Path(temp).unlink(missing_ok=True)
+
+
+def put(path, save, content):
+    """save(temp, content), and then `path` is that file: `replacing` in one line."""
+    with replacing(path) as temp:
+        save(temp, content)
+
+
+@contextmanager
+def locked(folder):
+    """Hold `folder` for this process.  The lock is the operating system's, so a crash does not leave it behind."""
+    import fcntl  # here, as Windows, which may still draw, has none
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"{folder}: another process is training here; wait for it, or use --out DIR") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
