@@ -50,9 +50,9 @@ def parser():
         cli.add_checkpoint(s)
         n = IMAGES[name]
         s.add_argument("-n", type=cli.whole(1 if name == "speed" else 2), default=n, help=f"images (default {n:,})")
-        s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="images at once (default 16)")
         s.add_argument("--out", metavar="DIR", help=f"folder for the figures (default out/{name})")
-        if name != "speed":
+        if name != "speed":  # which draws all at once
+            s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="at once (default 16)")
             s.add_argument("--data", metavar="SOURCE", help="real images: a source or PATH (default: the run's own)")
         if name in ("fid", "kid", "sweep", "bpd", "loglik"):
             split = "val" if name in ("bpd", "loglik") else "train"
@@ -124,7 +124,8 @@ def main(argv):
         if guidance not in (None, 1.0) and not model.null_class:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
         guidance = config.sample.guidance if guidance is None else guidance
-        subject = Subject(path, model, config, state, diffusion, group, args.seed, args.batch_size, guidance)
+        size = args.n if args.command == "speed" else args.batch_size
+        subject = Subject(path, model, config, state, diffusion, group, args.seed, size, guidance)
         out = Path(args.out or Path("out") / args.command)
         group.main_only(lambda: cli.make_folder(out))
         if group.main:
@@ -135,7 +136,7 @@ def main(argv):
             common = {
                 "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
                 "weights": args.weights, "device": str(group.device), "processes": group.world,
-                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": args.batch_size,
+                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": size,
             }  # fmt: skip
             report = {"figures": figures, "protocol": {**common, **protocol}}
             put(out / f"{args.command}.json", Path.write_text, json.dumps(report, indent=2) + "\n")
@@ -484,7 +485,7 @@ def speed(subject, args, out):
     if subject.group.main:
         write_csv(out / "speed.csv", header, rows)
         print_table(header, rows)
-    protocol = {"batch": args.n, "guidance": subject.guidance, "threads": torch.get_num_threads()}
+    protocol = {"guidance": subject.guidance, "threads": torch.get_num_threads()}
     protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
     return protocol, {f"{s}_{steps}": rate for s, steps, _, rate in rows}
 

@@ -644,6 +644,14 @@ def test_speed_and_sweep_have_a_row_for_every_sampler_and_number_of_steps(progra
     assert Path("o/sweep.png").exists()
 
 
+def test_speed_draws_all_at_once_so_n_is_its_batch_and_it_has_no_other(program, run_folder):
+    command = ("-n", 3, "--samplers", "ddim", "--steps", 1)
+    protocol = measure(program, run_folder, "speed", *command)[2]["protocol"]
+    assert (protocol["n"], protocol["batch_size"]) == (3, 3) and "batch" not in protocol
+    code, _, err = program("evaluate", "speed", "--ckpt", run_folder, *command, "--batch-size", 2)
+    assert code == 2 and "unknown argument --batch-size here: it is for fid, kid," in err
+
+
 def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tmp_path, monkeypatch):
     class Two(Processes):
         def gather(self, thing):
