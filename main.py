@@ -162,8 +162,9 @@ def verify(config, images, train, val):
     for label, name in enumerate(images.classes):
         print(f"class     {label:>3}  {name}: {(images.labels == label).sum():,} images")
     path = Path(f"verify-{config.name}.png")
-    some = torch.from_numpy(images.pixels[train[:: max(1, len(train) // PICTURES)][:PICTURES]].copy())
-    put(path, pictures.save_png, pictures.grid(pictures.upscale(some, pictures.readable_scale(config.data.size))))
+    some = images.pixels[train[pictures.evenly(0, len(train) - 1, PICTURES)]]  # a folder's lie class by class
+    shown = pictures.upscale(torch.from_numpy(some), pictures.readable_scale(config.data.size))
+    put(path, pictures.save_png, pictures.grid(shown))
     print(f"grid      {path}")
 
 

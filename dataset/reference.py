@@ -23,27 +23,20 @@ def load(data, split="train"):
     if split == "all":
         return images
     train, val = sources.split(images, data.val_fraction, data.seed)
-    chosen = train if split == "train" else val
-    labels = None if images.labels is None else images.labels[chosen]
-    return replace(images, pixels=images.pixels[chosen], labels=labels)
+    return images.take(train if split == "train" else val)
 
 
 def unseen(data, n):
     """Images that a model trained on `data` has not seen: at most n, taken evenly from what was held out."""
     if data.source == "textiles":
         return load(replace(data, count=n, seed=data.seed + 1), "all")
-    images = load(data, "val")
-    return every(images, n)
+    return every(load(data, "val"), n)
 
 
 def every(images, n):
     """At most n of the images, evenly spread over all of them."""
-    if n >= len(images.pixels):
-        return images
-    chosen = np.arange(n) * len(images.pixels) // n
-    return replace(
-        images, pixels=images.pixels[chosen], labels=None if images.labels is None else images.labels[chosen]
-    )
+    there = len(images.pixels)
+    return images if n >= there else images.take(np.arange(n) * there // n)
 
 
 def open_picture(path, size, channels):
