@@ -78,24 +78,13 @@ def parser():
             usual = "default 0" if name in ("speed", "sweep") else "default: as the run samples"
             s.add_argument("--eta", type=cli.number(), help=f"of ddim ({usual})")
         if name in ("speed", "sweep"):
-            s.add_argument("--samplers", type=_samplers, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
-            s.add_argument("--steps", type=_steps, default=STEPS, metavar="N,N", help=f"default {STEPS}")
+            names, counts = cli.several(cli.one_of(SAMPLERS)), cli.several(cli.whole(1))
+            s.add_argument("--samplers", type=names, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
+            s.add_argument("--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {STEPS}")
         elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
             s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
     return p
-
-
-def _samplers(text):
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in SAMPLERS:
-            raise cli.argparse.ArgumentTypeError(f"{name!r} is no sampler; there are {', '.join(SAMPLERS)}")
-    return names
-
-
-def _steps(text):
-    return tuple(cli.whole(1)(part) for part in text.split(","))
 
 
 def hears_eta(samplers):

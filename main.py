@@ -4,6 +4,7 @@ Parses the command line, builds the run, hands over to trainer.py.  Every field 
 name.  Read next: trainer.py.
 """
 
+import argparse
 import contextlib
 import shlex
 import sys
@@ -48,7 +49,7 @@ def parser():
     p.add_argument("--tensorboard", action="store_true", help="also log to the run folder for TensorBoard")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name in field_types():
-        p.add_argument(f"--{name}", metavar="VALUE", help=cli.argparse.SUPPRESS)
+        p.add_argument(f"--{name}", metavar="VALUE", help=argparse.SUPPRESS)
     return p
 
 

@@ -703,8 +703,8 @@ def test_sweep_is_the_distance_by_hand_against_the_evaluations_a_picture(program
         (("kid", "--features", "random", "--steps", "51"), ("--steps 51", "1 to 50")),
         (("kid", "--features", "random", "-n", "1"), ("at least 2",)),
         (("kid", "--features", "random", "--eta", "99", "--steps", "3"), ("--eta 99",)),
-        (("sweep", "--samplers", "ddpm,euler"), ("euler", "ddpm")),
-        (("speed", "--steps", "5,x"), ("'x'",)),
+        (("sweep", "--samplers", "ddpm,euler"), ("argument --samplers: 'euler' is not one of ddpm, ddim,",)),
+        (("speed", "--steps", "5,x"), ("argument --steps: 'x' is not a whole number of at least 1",)),
         (("fidd",), ("fidd",)),
     ],
 )
