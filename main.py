@@ -18,7 +18,19 @@ import torch
 import cli
 import processes
 from board import Board
-from config import ABOUT, PRESETS, UserError, attended, check, field_types, nearest, override, parse_value, to_dict
+from config import (
+    ABOUT,
+    PRESETS,
+    UserError,
+    attended,
+    check,
+    field_of,
+    field_types,
+    nearest,
+    override,
+    parse_value,
+    to_dict,
+)
 from dataset import pictures, sources
 from files import locked, put
 from models import checkpoint
@@ -129,12 +141,6 @@ def check_free(folder):
         raise UserError(f"{folder} holds a run: go on with it by --resume, or choose another folder with --out DIR")
     if (folder / "best.pth").exists():
         raise UserError(f"{folder}/best.pth would be replaced: choose another folder with --out DIR, or move it away")
-
-
-def field_of(config, name):
-    """The value of the field with this dotted name."""
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)
 
 
 def fit_classes(config, images, explicit):
