@@ -159,8 +159,7 @@ class Subject:
 
     def steps(self, asked):
         """The number of noise levels: what was asked for, or what the run samples with."""
-        T = self.diffusion.T
-        return cli.check_level("--steps", asked or min(self.config.sample.steps, T), T)
+        return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
 
     def options(self, sampler, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: as the run samples."""
@@ -289,7 +288,7 @@ def to_be_coded(subject, args):
         images = subject.group.main_first(lambda: reference.unseen(data, args.n))
     else:
         images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
-    known = images.labels is not None and list(images.classes) == list(subject.state.get("classes", []))
+    known = images.labels is not None and list(images.classes) == subject.state["classes"]
     split, n = "unseen" if args.split == "val" else args.split, len(images.pixels)
     if n < args.n and subject.group.main:
         print(f"warning: only {n:,} images are there ({split}), so {n:,} are coded", file=sys.stderr)

@@ -112,7 +112,7 @@ def plan(schedule, steps, options):
 def find_label(text, state, model, path):
     """The label that --label names, as cli.find_label, but a mistake names the checkpoint: is it the one meant?"""
     try:
-        return cli.find_label(text, state.get("classes", []), model.null_class)
+        return cli.find_label(text, state["classes"], model.null_class)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
