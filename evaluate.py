@@ -110,7 +110,7 @@ def main(argv):
             config = replace(config, data=replace(config.data, source=args.data))
         diffusion = variants.from_config(config.diffusion).to(group.device)
         guidance = getattr(args, "guidance", 1.0)
-        if guidance not in (None, 1.0) and not model.null_class:
+        if guidance not in (None, 1.0) and not config.model.num_classes:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
         guidance = config.sample.guidance if guidance is None else guidance
         size = args.n if args.command == "speed" else args.batch_size
@@ -172,7 +172,7 @@ class Subject:
 
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
-        d, classes = self.config.data, self.model.null_class
+        d, classes = self.config.data, self.config.model.num_classes
         timesteps, options = generate.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
         noise = image_noise(self.seed, numbers)
         x = noise(torch.empty(len(numbers), d.channels, *d.size, device=self.group.device))
@@ -292,7 +292,7 @@ def to_be_coded(subject, args):
     split, n = "unseen" if args.split == "val" else args.split, len(images.pixels)
     if n < args.n and subject.group.main:
         print(f"warning: only {n:,} images are there ({split}), so {n:,} are coded", file=sys.stderr)
-    labels = "given" if known and subject.model.null_class else "none"
+    labels = "given" if known and subject.config.model.num_classes else "none"
     return images, {"data": images.name, "split": split, "images": n, "labels": labels}
 
 
