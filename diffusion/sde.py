@@ -13,19 +13,18 @@ import math
 import numpy as np
 import torch
 
-from diffusion.process import column
 from diffusion.steps import Step, adjacent
 
 
 def score(schedule, eps, t):
     """∇_x log p_t(x) at a point where the network sees the noise eps: uphill is away from the noise."""
     # ε̂ = E[ε | x_t],  ∇ log p_t(x_t) = E[∇ log q(x_t | x_0) | x_t] = -ε̂ / √(1-ᾱ_t)
-    return -eps / column((1 - schedule.alpha_bar[t]).sqrt(), eps)
+    return -eps / schedule.noise[t]
 
 
 def angles(schedule):
     """φ_t of every level, (T+1,) float64, rising from 0.  Finite at both ends, where log-SNR is not."""
-    return torch.atan2((1 - schedule.alpha_bar).sqrt(), schedule.alpha_bar.sqrt())
+    return torch.atan2(schedule.noise, schedule.signal)
 
 
 def velocity(denoise, schedule):
