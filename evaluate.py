@@ -31,7 +31,7 @@ from evaluation import nearest as neighbours
 from files import put, replacing
 from models import checkpoint
 
-ENOUGH = 2048  # images; below, the Frechet distance depends more on how many there are than on what they show
+ENOUGH = 2048  # images, as many as Inception has features: with less, their covariance has not even full rank
 SHOWN = 16  # samples in the figure of `nearest`
 IMAGES = {  # by default
     "fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "loglik": 32, "nearest": 256, "speed": 16, "sweep": 256,
@@ -283,11 +283,11 @@ def distance(subject, args, which):
 
 
 def warn_if_few(subject, n):
-    """The Frechet distance of few images is mostly bias."""
+    """The Frechet distance is too large by an amount that depends on the number of images."""
     if n < ENOUGH and subject.group.main:
         print(
-            f"warning: {n:,} images are few for a Frechet distance (below {ENOUGH:,} it is mostly bias): "
-            "compare only figures of the same n",
+            f"warning: {n:,} images are few for a Frechet distance, which is the larger the fewer there are "
+            f"(below {ENOUGH:,} notably): compare only figures of the same n",
             file=sys.stderr,
         )
 

@@ -3,7 +3,7 @@
 A sampler visits a falling list of noise levels and, for each pair of neighbours (t, s), asks the network what the
 clean picture is, then steps to level s < t.  Of the two here, `ddpm` (Ho et al. 2020) draws from the posterior; `ddim`
 (Song et al. 2021) follows a path that can be free of randomness and takes long strides.  A new sampler is a new
-function like these.
+function like these.  Read beside it: steps.py.  Read next: ../models/unet.py, the network that is asked.
 
 The DDIM paper writes α_t for what everyone else, and this code, calls ᾱ_t.
 """

@@ -90,8 +90,9 @@ def ode(denoise, schedule, x_T, *, timesteps=None, tol=1e-2, noise_like=torch.ra
 def log_likelihood(denoise, schedule, x, *, tol=1e-4, probe=None):
     """log p(x) of each image in nats, (B,), under the model's own ODE; x (B, C, H, W) is taken to be at level 1.
 
-    Exact up to tol when probe is None: one backward pass a pixel, for small x.  With a probe, noise like x, the
-    divergence is Hutchinson's unbiased estimate: one backward pass.  Needs a denoise without clipping.
+    tol: largest estimated error of one step, in every pixel and in log p per dimension.  When probe is None the
+    divergence is exact: one backward pass a dimension, for small x.  With a probe, noise like x, it is Hutchinson's
+    unbiased estimate: one backward pass.  Needs a denoise without clipping.
     """
     v, phis, d = velocity(denoise, schedule), angles(schedule).tolist(), x[0].numel()
 

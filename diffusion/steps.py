@@ -1,7 +1,7 @@
 """What do all walks from noise to a picture have in common?
 
-The stages they yield, the noise levels they visit, and where each image's randomness comes from.  Read it beside
-samplers.py, as the walks need its words.  Read next: ../models/unet.py.
+The stages they yield, the noise levels they visit, and where each image's randomness comes from: the words that
+samplers.py is written in, to be read beside it.
 """
 
 from itertools import pairwise

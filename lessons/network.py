@@ -37,8 +37,8 @@ def layers(model):
 def attention(lab, layer=None, level=None, places=4, steps=None, label=None, guidance=None):
     """What a pixel looks at: attention weights of one layer, for a few pixels, over the network's guess of the picture.
 
-    The square is the pixel that asks and bright is where it looks; each column is a head, with a habit of its own.  In
-    a woven pattern many heads look at the places where the motif repeats, which no 3x3 convolution can see.
+    The square is the pixel that asks and bright is where it looks; each column is a head, with a habit of its own.
+    Some look far away, at places of one kind such as the corners of a motif: convolutions need many layers for that.
     """
     known = layers(lab.model)
     if not known:

@@ -95,7 +95,7 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
     """The same noise through every sampler, with the number of network evaluations that each used.
 
     Those that draw no noise on the way end in nearly the same picture: they follow one and the same path and differ in
-    how well.  Those that do end elsewhere, in pictures that are neither better nor worse, only other ones.
+    how well.  Those that do end elsewhere: with enough levels in other pictures of the same kind, with few in a grain.
     """
     numbers = range(n)
     y = lab.labels(label, numbers)
