@@ -263,7 +263,7 @@ def check(config):
     need(
         not f.zero_terminal_snr or f.min_snr_gamma is None,
         "diffusion.min_snr_gamma",
-        "none, with --diffusion.zero_terminal_snr true: at T, where sampling starts, the weight would be 0",
+        "none, with --diffusion.zero_terminal_snr true: it would weigh T with 0, the level for which that is made",
     )
     need(f.min_snr_gamma is None or f.min_snr_gamma > 0, "diffusion.min_snr_gamma", "a positive number or none")
     need(t.steps >= 0 and t.epochs >= 0, "train.steps" if t.steps < 0 else "train.epochs", "0 or more")

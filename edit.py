@@ -8,7 +8,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ from config import UserError
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
-from diffusion.inpaint import inpaint, there_and_back
+from diffusion.inpaint import inpaint
 from diffusion.invert import invert
-from diffusion.samplers import SAMPLERS, adjacent, image_noise, spaced
+from diffusion.samplers import SAMPLERS
+from diffusion.steps import image_noise, last, spaced
 from files import put
 from models import checkpoint
 
@@ -87,6 +87,7 @@ def main(argv):
         "command": args.command, "image": args.image, "n": len(originals), "steps": steps, "seed": args.seed,
         "label": args.label, "guidance": guidance if label is not None else None, **facts,
     }  # fmt: skip
+    middle, after = to_uint8(middle).cpu(), to_uint8(after).cpu()
     write(out, originals, middle, after, pictures.readable_scale(config.data.size), settings)
     return 0
 
@@ -100,58 +101,50 @@ def read(args, data):
 
 
 def walk(steps, total):
-    """The last stage of a walk, with a progress bar on the way."""
-    *_, last = tqdm(steps, total=total, unit="step", disable=None, dynamic_ncols=True)
-    return last.x
+    """The end of a walk, with a progress bar on the way."""
+    return last(tqdm(steps, total=total, unit="step", disable=None, dynamic_ncols=True))
 
 
-# ---------------------------------------------------------------- the edits: (middle pictures, results, facts)
+# ---------------------------------------------------------------- the edits: (pictures on the way, results, facts)
 
 
 def repaint(args, diffusion, denoise, x_0, noise, sample):
     """Draw a part of the picture anew, in keeping with the rest, which stays exactly as it is."""
     known = ~read_mask(args.mask, x_0.shape[-2:]).to(x_0.device)
-    timesteps = spaced(diffusion.T, sample.steps)
-    path = there_and_back(adjacent(diffusion.schedule, timesteps), args.jump, args.resamples)
-    options = {"jump": args.jump, "resamples": args.resamples}
+    timesteps, options = spaced(diffusion.T, sample.steps), {"jump": args.jump, "resamples": args.resamples}
     drawn = inpaint(
         denoise, diffusion.schedule, noise(x_0), x_0, known, timesteps=timesteps, noise_like=noise, **options
     )
-    after = walk(drawn, sum(t > s for t, s in path))
     grey = torch.where(known, x_0, torch.zeros_like(x_0))
-    return [to_uint8(grey).cpu()], to_uint8(after).cpu(), {"mask": args.mask, **options}
+    return grey, walk(drawn, sample.steps * args.resamples), {"mask": args.mask, **options}
 
 
 def img2img(args, diffusion, denoise, x_0, noise, sample):
     """Add noise up to a level and denoise from there: the rough shape stays, the detail is new (SDEdit)."""
     level = cli.check_level("--level", args.level or max(1, diffusion.T // 2), diffusion.T)
-    options = generate.defaults(args.sampler, sample.eta)
-    of_levels = {name: options.pop(name) for name in ("spacing", "rho") if name in options}
-    below = SimpleNamespace(T=level, snr=diffusion.schedule.snr[: level + 1])  # all of a schedule that levels looks at
-    timesteps = generate.levels(below, min(sample.steps, level), **of_levels)
+    usual = generate.defaults(args.sampler, sample.eta)
+    timesteps, options = generate.plan(diffusion.schedule, min(sample.steps, level), usual, top=level)
     x = diffusion.q_sample(x_0, torch.full((len(x_0),), level, device=x_0.device), noise(x_0))
     stages = SAMPLERS[args.sampler](denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
-    after = walk(stages, len(timesteps))
-    facts = {"level": level, "sampler": args.sampler, "levels": timesteps}
-    return [to_uint8(x).cpu()], to_uint8(after).cpu(), facts
+    return x, walk(stages, len(timesteps)), {"level": level, "sampler": args.sampler, "levels": timesteps}
 
 
-def there_and_return(args, diffusion, denoise, x_0, noise, sample):
+def return_trip(args, diffusion, denoise, x_0, noise, sample):
     """Find the noise that the picture comes from, and come back; prints the error against the number of steps."""
-    steps = sample.steps
-    counts = sorted({max(1, steps // 4), max(1, steps // 2), steps})
     error = {}
-    for n in counts:
+    for n in sorted({max(2, sample.steps // 4), max(2, sample.steps // 2), sample.steps}):
         timesteps = spaced(diffusion.T, n)
-        up = invert(denoise, diffusion.schedule, x_0, timesteps=timesteps, refine=args.refine)
-        x_T = walk(up, n)
+        try:
+            x_T = walk(invert(denoise, diffusion.schedule, x_0, timesteps=timesteps, refine=args.refine), n)
+        except ValueError as problem:
+            raise UserError(f"--steps {n}: {problem}") from None
         x = walk(SAMPLERS["ddim"](denoise, diffusion.schedule, x_T, timesteps=timesteps), n)
         error[n] = (x - x_0).square().mean().sqrt().item() * 127.5
         print(f"{n:5d} steps: comes back with an error of {error[n]:.2f} grey levels (root mean square)")
-    return [to_uint8(x_T).cpu()], to_uint8(x).cpu(), {"refine": args.refine, "error_grey_levels": error}
+    return x_T, x, {"refine": args.refine, "error_grey_levels": error}
 
 
-COMMANDS = {"inpaint": repaint, "img2img": img2img, "invert": there_and_return}
+COMMANDS = {"inpaint": repaint, "img2img": img2img, "invert": return_trip}
 
 
 def read_mask(text, size):
@@ -188,7 +181,7 @@ def write(out, before, middle, after, k, settings):
     put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
     for i, image in enumerate(pictures.upscale(after, k)):
         put(out / f"{i:05d}.png", pictures.save_png, image)
-    strip = pictures.strip([pictures.upscale(z, k) for z in (before, *middle, after)])
+    strip = pictures.strip([pictures.upscale(z, k) for z in (before, middle, after)])
     put(out / "strip.png", pictures.save_png, strip)
     print(f"{len(after):,} pictures, and strip.png (before | on the way | after), in {out}")
 

@@ -24,13 +24,14 @@ from dataset import folder, pictures, reference
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import bound, sde, variants
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, image_noise
+from diffusion.samplers import SAMPLERS
+from diffusion.steps import begin, counted, image_noise, last
 from evaluation import compare, features
 from evaluation import nearest as neighbours
 from files import put, replacing
 from models import checkpoint
 
-ENOUGH = 2048  # images; below, the Frechet distance depends more on how many there are than on what they show
+ENOUGH = 2048  # images, as many as Inception has features: with less, their covariance has not even full rank
 SHOWN = 16  # samples in the figure of `nearest`
 IMAGES = {  # by default
     "fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "loglik": 32, "nearest": 256, "speed": 16, "sweep": 256,
@@ -174,15 +175,14 @@ class Subject:
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
         d, classes = self.config.data, self.config.model.num_classes
         timesteps, options = generate.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
-        noise = image_noise(self.seed, numbers)
-        x = noise(torch.empty(len(numbers), d.channels, *d.size, device=self.group.device))
+        x, noise = begin(self.seed, numbers, (d.channels, *d.size), self.group.device)
         y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None
-        denoise, calls = generate.count(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
+        denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
         walk = SAMPLERS[sampler](denoise, self.diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
-        *_, step = walk
-        if not torch.isfinite(step.x).all():
+        x_0 = last(walk)
+        if not torch.isfinite(x_0).all():
             raise UserError(f"{self.path}: the pictures of {sampler} at {steps} steps are not finite")
-        return to_uint8(step.x).cpu(), len(calls)
+        return to_uint8(x_0).cpu(), len(calls)
 
     def each(self, n, work, bar=None):
         """work(batch of numbers) -> tensor, for the numbers 0..n-1 in shares of each process; all of it in order."""
@@ -272,11 +272,11 @@ def distance(subject, args, which):
 
 
 def warn_if_few(subject, n):
-    """The Frechet distance of few images is mostly bias."""
+    """The Frechet distance is too large by an amount that depends on the number of images."""
     if n < ENOUGH and subject.group.main:
         print(
-            f"warning: {n:,} images are few for a Frechet distance (below {ENOUGH:,} it is mostly bias): "
-            "compare only figures of the same n",
+            f"warning: {n:,} images are few for a Frechet distance, which is the larger the fewer there are "
+            f"(below {ENOUGH:,} notably): compare only figures of the same n",
             file=sys.stderr,
         )
 
@@ -336,7 +336,7 @@ def bpd(subject, args, out):
         denoise = in_double(subject, images, numbers, facts)
         draw = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
         parts = []
-        for _, _, nats in bound.bound(denoise, schedule, x_0, noise, draw, args.levels, args.variance):
+        for nats in bound.bound(denoise, schedule, x_0, noise, draw, args.levels, args.variance):
             parts.append(bound.in_bits(nats, x_0))
             bar.update(group.world)
         return torch.stack(parts, dim=1)  # (B, stretches)

@@ -18,7 +18,8 @@ from config import UserError
 from dataset import pictures
 from dataset.pixels import to_uint8
 from diffusion import variants
-from diffusion.samplers import SAMPLERS, adjacent, check_eta, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.samplers import SAMPLERS, check_eta
+from diffusion.steps import adjacent, begin, counted, spaced, spaced_logsnr, spaced_rho
 from files import put, replacing
 from models import checkpoint
 
@@ -87,20 +88,21 @@ def defaults(sampler, eta):
     return options | ({"eta": eta} if "eta" in options else {})
 
 
-def levels(schedule, n, spacing="time", rho=None):
-    """n falling noise levels: even in t, in log-SNR, or with a rho in sigma^(1/rho)."""
+def levels(schedule, n, top, spacing="time", rho=None):
+    """n falling noise levels from `top`: even in t, in log-SNR, or with a rho in sigma^(1/rho)."""
     if rho is not None:
-        return spaced_rho(schedule, n, rho)
-    return spaced_logsnr(schedule, n) if spacing == "logsnr" else spaced(schedule.T, n)
+        return spaced_rho(schedule, n, rho, top)
+    return spaced_logsnr(schedule, n, top) if spacing == "logsnr" else spaced(top, n)
 
 
-def plan(schedule, steps, options):
-    """(levels of a walk in this many steps, those of a sampler's options that it takes itself).
+def plan(schedule, steps, options, top=None):
+    """(levels of a walk in this many steps from `top`, by default T; the options that the sampler takes itself).
 
     options: {name: value} of all of them, as OPTIONS declares them.  Raises UserError if eta is too large.
     """
     own = {name: value for name, value in options.items() if name not in ("spacing", "rho")}
-    timesteps = levels(schedule, steps, **{name: value for name, value in options.items() if name not in own})
+    of_levels = {name: value for name, value in options.items() if name not in own}
+    timesteps = levels(schedule, steps, top or schedule.T, **of_levels)
     if "eta" in own:
         try:
             check_eta(schedule, adjacent(schedule, timesteps), own["eta"])
@@ -124,12 +126,6 @@ def check_variance(variance, config, path):
             f"--variance learned: {path} has learned none; train with --diffusion.process learned_variance, "
             "or choose small or large"
         )
-
-
-def count(denoise):
-    """The same denoise, and a list that gets the level of each network evaluation."""
-    calls = []
-    return (lambda x, t: (calls.append(t), denoise(x, t))[1]), calls
 
 
 def check_upscale(k, size):
@@ -186,12 +182,11 @@ def generate(args, path, group):
 
     def walk(numbers):
         """(x_T, the walk from it, the list of its network evaluations) of the pictures with these numbers."""
-        noise = image_noise(args.seed, numbers)
-        x = noise(torch.empty(len(numbers), config.data.channels, *config.data.size, device=group.device))
+        x, noise = begin(args.seed, numbers, (config.data.channels, *config.data.size), group.device)
         y = None
         if label is not None:
             y = torch.tensor([i % classes if label == "each" else label for i in numbers], device=group.device)
-        denoise, calls = count(diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip))
+        denoise, calls = counted(diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip))
         sampler = SAMPLERS[args.sampler]
         return x, sampler(denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler), calls
 

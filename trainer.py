@@ -28,7 +28,8 @@ from dataset import pictures
 from dataset.batches import Batches
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
-from diffusion.samplers import ddim, image_noise, spaced
+from diffusion.samplers import ddim
+from diffusion.steps import begin, image_noise, last, spaced
 from evaluation import compare, features
 from files import put, replacing
 from models import checkpoint
@@ -221,8 +222,7 @@ class Trainer:
     def _walk(self, numbers):
         """DDIM on the EMA weights for the pictures with these numbers, classes in turn."""
         c = self.config
-        noise = image_noise(c.train.seed, numbers)
-        x = noise(torch.empty(len(numbers), c.data.channels, *c.data.size, device=self.device))
+        x, noise = begin(c.train.seed, numbers, (c.data.channels, *c.data.size), self.device)
         y = torch.tensor(numbers, device=self.device) % c.model.num_classes if c.model.num_classes else None
         denoise = self.diffusion.denoiser(self.ema.model, y, guidance=c.sample.guidance)
         levels = spaced(self.diffusion.T, c.sample.steps)
@@ -238,9 +238,9 @@ class Trainer:
         mine = list(range(p.rank, c.distance_images, p.world))
         for i in range(0, len(mine), size):
             with self.autocast():
-                *_, end = self._walk(mine[i : i + size])
+                x_0 = last(self._walk(mine[i : i + size]))
             self._check_stop()
-            drawn.append(to_uint8(end.x).cpu())
+            drawn.append(to_uint8(x_0).cpu())
         drawn = torch.cat([part for share in p.gather(drawn) for part in share])
         indices, n = self.batches.indices, c.distance_images
         chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class

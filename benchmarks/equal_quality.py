@@ -23,8 +23,9 @@ import torch  # noqa: E402
 import cli  # noqa: E402
 import processes  # noqa: E402
 from config import UserError  # noqa: E402
-from diffusion.samplers import ddim, dpmpp, heun, spaced_logsnr, spaced_rho  # noqa: E402
-from lessons.lab import Lab, last, rms  # noqa: E402
+from diffusion.samplers import ddim, dpmpp, heun  # noqa: E402
+from diffusion.steps import last, spaced_logsnr, spaced_rho  # noqa: E402
+from lessons.lab import Lab, rms  # noqa: E402
 
 WALKS = {  # name -> (sampler, levels of (lab, n)); DDIM over both kinds of levels, as either may suit it better
     "ddim": (ddim, lambda lab, n: lab.spaced(n)),

@@ -64,7 +64,7 @@ FAULTS = [
     ("checkpoints unpickled as code", "models/checkpoint.py", "device, weights_only=True", "device, weights_only=False", "tests/test_checkpoint.py"),
     ("dpmpp's step ratio upside down", "diffusion/dpmpp.py", "r = h_before / h", "r = h / h_before", "tests/test_solvers.py"),
     ("heun's slopes added, not averaged", "diffusion/heun.py", "(sigma[s] - sigma[t]) / 2", "(sigma[s] - sigma[t])", "tests/test_solvers.py"),
-    ("score pointing at the noise", "diffusion/sde.py", "return -eps / column(", "return eps / column(", "tests/test_solvers.py"),
+    ("score pointing at the noise", "diffusion/sde.py", "return -eps / schedule.noise", "return eps / schedule.noise", "tests/test_solvers.py"),
     ("Langevin noise without its root", "diffusion/pc.py", "(2 * step).sqrt() * z", "(2 * step) * z", "tests/test_solvers.py"),
     ("likelihood with the volume's sign flipped", "diffusion/sde.py", "+ d * end[:, d]", "- d * end[:, d]", "tests/test_solvers.py"),
     ("KL divergence the wrong way round", "diffusion/bound.py", "ratio = variance_1 / variance_2", "ratio = variance_2 / variance_1", "tests/test_evaluate.py"),
@@ -75,7 +75,7 @@ FAULTS = [
     ("the bound teaching the mean too", "diffusion/learned_variance.py", "prediction.detach()", "prediction", "tests/test_learned_variance.py"),
     ("biased covariance in the Frechet distance", "evaluation/frechet.py", "(len(x) - 1)", "len(x)", "tests/test_evaluate.py"),
     ("a point's similarity to itself in the kernel distance", "evaluation/kernel.py", "(xx.sum() - xx.trace())", "xx.sum()", "tests/test_evaluate.py"),
-    ("known pixels not noised in inpainting", "diffusion/inpaint.py", "+ at((1 - ab).sqrt(), s, x) * noise_like(x)", "", "tests/test_edit.py"),
+    ("known pixels not noised in inpainting", "diffusion/inpaint.py", "+ schedule.noise[s] * noise_like(x)", "", "tests/test_edit.py"),
 ]
 # fmt: on
 

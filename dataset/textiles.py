@@ -2,8 +2,8 @@
 
 Every picture is one of twelve motifs in four colours.  A motif is a function of the thread
 coordinates (x, y) that answers "which of the four yarns lies on top here?"; everything is integer
-arithmetic, so the cloth is the same, byte for byte, on every machine.  Seed and index alone decide
-an image, and a larger size is a larger cut of the same cloth.
+arithmetic, so with one version of NumPy the cloth is the same, byte for byte, on every machine.  Seed and
+index alone decide an image, and a larger size is a larger cut of the same cloth.
 
 Read `draw` at the end of the file first, then `weave`, then the motifs.
 """
@@ -147,20 +147,20 @@ MOTIFS = {
 CLASSES = tuple(MOTIFS)
 
 
-def yarns(rng):
+def yarns(rng, dyed):
     """Four colours (4, 3) of one palette, dark and light in turn, each dyed by hand: no two lots are quite the same."""
     dark, light = PALETTES[rng.integers(len(PALETTES))]
     dark, light = rng.permutation(dark.split()), rng.permutation(light.split())
     order = (dark[0], light[0], dark[1], light[1]) if rng.integers(2) else (light[0], dark[0], light[1], dark[1])
     rgb = np.array([list(bytes.fromhex(colour)) for colour in order])
-    return np.clip(rgb + rng.integers(-6, 7, (4, 3)), 0, 255)
+    return np.clip(rgb + dyed * rng.integers(-6, 7, (4, 3)), 0, 255)
 
 
-def weave(index, seed, size):
+def weave(index, seed, size, dyed=True):
     """Image `index` of the cloth `seed`: pixels uint8 (3, H, W) and label."""
     rng = np.random.default_rng([seed, index])
     label = rng.integers(len(CLASSES))
-    colours = yarns(rng)
+    colours = yarns(rng, dyed)
     p = 16 << rng.integers(2)
     y, x = np.ogrid[: size[0], : size[1]]
     shade = 97 + 6 * ((x + y) % 2)  # over and under: every second crossing catches the light, by 3 %
@@ -174,13 +174,14 @@ def weave(index, seed, size):
     return pixels.transpose(2, 0, 1).astype(np.uint8), label
 
 
-def draw(n, seed=0, size=(32, 32)):
+def draw(n, seed=0, size=(32, 32), dyed=True):
     """Weave n pictures.
 
-    n: number of images; seed: of the collection; size: (H, W) in pixels, at least (4, 4).
+    n: number of images; seed: of the collection; size: (H, W) in pixels, at least (4, 4); dyed: False leaves out the
+    small differences of colour, so that twins, which differ in nothing else, come out equal.
     Returns pixels uint8 (n, 3, H, W) and labels int64 (n,), indices into CLASSES.
     """
     pixels, labels = np.empty((n, 3, *size), np.uint8), np.empty(n, np.int64)
     for i in range(n):
-        pixels[i], labels[i] = weave(i, seed, size)
+        pixels[i], labels[i] = weave(i, seed, size, dyed)
     return pixels, labels

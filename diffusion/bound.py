@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from diffusion.process import at, q_posterior
+from diffusion.process import q_posterior
 from diffusion.steps import reverse_variance
 
 
@@ -71,24 +71,23 @@ def strata(T, n):
 
 @torch.no_grad()
 def bound(denoise, schedule, x_0, noise_like, draw, levels, variance="small"):
-    """Yields (first, last, nats of the stretch (B,)) for L_0, the stretches of `strata(T, levels)`, and L_T.
+    """Yields the terms of the bound in nats, (B,) each: L_0, then one for each of `strata(T, levels)`, then L_T.
 
     draw: (low, high) -> a whole number, each equally likely.  Each stretch is measured at one level drawn from it and
     multiplied by its length: the sum is right on average with few levels, and without any drawing at levels >= T - 1.
-    L_0 is yielded as (1, 1), L_T as (T + 1, T + 1).  x_0: (B, C, H, W) of 256 grey levels in [-1, 1], best in float64.
+    x_0: (B, C, H, W) of 256 grey levels in [-1, 1], best in float64.
     """
 
     def noisy(t):
         # x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε                                                              DDPM Eq. (4)
-        ab = schedule.alpha_bar
-        return at(ab.sqrt(), t, x_0) * x_0 + at((1 - ab).sqrt(), t, x_0) * noise_like(x_0)
+        return schedule.signal[t] * x_0 + schedule.noise[t] * noise_like(x_0)
 
     # -log p(x_0) ≤ L = E [L_T + Σ_{t>1} L_{t-1} + L_0]                                  DDPM Eq. (3), DDPM Eq. (5)
-    yield 1, 1, decoder_term(schedule, denoise, x_0, noisy(1), variance)
+    yield decoder_term(schedule, denoise, x_0, noisy(1), variance)
     for first, last in strata(schedule.T, levels):
         t = draw(first, last)
-        yield first, last, (last - first + 1) * step_term(schedule, denoise, x_0, noisy(t), t, variance)
-    yield schedule.T + 1, schedule.T + 1, prior_term(schedule, x_0)
+        yield (last - first + 1) * step_term(schedule, denoise, x_0, noisy(t), t, variance)
+    yield prior_term(schedule, x_0)
 
 
 def _log_interval(a, b):

@@ -9,7 +9,6 @@ The DPM-Solver papers write α for our √ᾱ and σ for our √(1-ᾱ).
 
 import torch
 
-from diffusion.process import column
 from diffusion.steps import Step, adjacent
 
 
@@ -19,7 +18,7 @@ def dpmpp(denoise, schedule, x_T, *, timesteps=None, noise_like=torch.randn_like
 
     denoise, x_T, timesteps as in `ddpm`; noise_like is not used: x_T decides the picture.  Yields a Step a level.
     """
-    signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    signal, noise = schedule.signal, schedule.noise
     half_log_snr = signal.log() - noise.log()  # λ: rises as t falls; +∞ at t = 0, -∞ where nothing is left of the data
     x, before, h_before = x_T, None, None
     for t, s in adjacent(schedule, timesteps):
@@ -30,9 +29,9 @@ def dpmpp(denoise, schedule, x_T, *, timesteps=None, noise_like=torch.randn_like
         if before is not None and s > 0:
             r = h_before / h
             # D = (1 + 1/2r) x̂_0(t_{i-1}) - 1/2r x̂_0(t_{i-2}),  r = h_{i-1} / h_i             DPM-Solver++ Alg. 2
-            guess = x0 + (x0 - before) * column(1 / (2 * r), x)
+            guess = x0 + (x0 - before) * (1 / (2 * r))
         # x_{t_i} = σ_i/σ_{i-1} x_{t_{i-1}} - α_i (e^{-h_i} - 1) D,  e^{-h} = α_{i-1} σ_i / (σ_{i-1} α_i)
         kept = noise[s] / noise[t]
-        x = column(kept, x) * x + column(signal[s] - kept * signal[t], x) * guess
+        x = kept * x + (signal[s] - kept * signal[t]) * guess
         before, h_before = x0, h
         yield Step(s, x, x0)

@@ -5,7 +5,7 @@ goes where pictures take shape.  Scaling of input and output (preconditioning) a
 from one demand, unit variance; what comes out is v prediction (up to its sign) of pictures divided by σ_data.
 
 Our coordinates are x_t = x̄/√(1+σ²), so ᾱ = 1/(1+σ²), and every sampler, bound and editor works as it is: DDIM is
-Euler in σ, and `heun` is EDM's sampler, over EDM's levels up to rounding.  Read first: process.py; next: heun.py.
+Euler in σ, and `heun` is EDM's deterministic sampler, over EDM's levels up to rounding.  Read first: process.py.
 
 Letters: u in [1, T] is a level that need not be whole.  EDM writes x for x̄.
 """
@@ -89,10 +89,11 @@ class EDM(GaussianDiffusion):
 
     def loss(self, model, x_0, y=None, *, t=None, eps=None):
         """λ(σ) ‖x_0 - D‖² of each image with λ = 1/c_out², the mean square error of F: (B,).  Arguments as ever."""
-        t = self.draw_t(len(x_0), x_0.device) if t is None else t
-        eps = torch.randn_like(x_0) if eps is None else eps
-        error = self.target(x_0, eps, t) - self.scaled(model)(self.q_sample(x_0, t, eps), t, y)
-        return error.square().flatten(1).mean(dim=1)
+        return super().loss(self.scaled(model), x_0, y, t=t, eps=eps)
+
+    def weighted_error(self, prediction, x_0, eps, t):
+        """As in the base class.  F is of unit variance at every level, so all levels weigh the same."""
+        return (self.target(x_0, eps, t) - prediction).square().flatten(1).mean(dim=1)
 
     def denoiser(self, model, y=None, *, guidance=1.0, clip=True):
         return super().denoiser(self.scaled(model), y, guidance=guidance, clip=clip)

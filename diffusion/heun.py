@@ -9,7 +9,6 @@ EDM writes x for our x̄, and D(x; σ) for the guess x̂_0.
 
 import torch
 
-from diffusion.process import column
 from diffusion.steps import Step, adjacent
 
 
@@ -17,21 +16,21 @@ from diffusion.steps import Step, adjacent
 def heun(denoise, schedule, x_T, *, timesteps=None, noise_like=torch.randn_like):
     """Heun's method of EDM, second order: two network evaluations a step, one in the last, so 2n - 1 for n levels.
 
-    One fewer if hardly any signal is left at T, as on the cosine schedule.  Best over `spaced_rho` levels.  noise_like
-    is not used: x_T decides the picture.  The rest as in `ddpm`.
+    One fewer for each level with hardly any signal, as T on the cosine schedule.  Best over `spaced_rho` levels.
+    noise_like is not used: x_T decides the picture.  The rest as in `ddpm`.
     """
-    ab = schedule.alpha_bar
-    sigma = ((1 - ab) / ab).sqrt()
+    signal, noise = schedule.signal, schedule.noise
+    sigma = noise / signal
     x = x_T
     for t, s in adjacent(schedule, timesteps):
         x0, eps = denoise(x, t)
         # d = (x̄ - D(x̄; σ_t)) / σ_t, which is ε̂;  Euler: x̄_s = x̄ + (σ_s - σ_t) d = x̂_0 + σ_s d            EDM Alg. 1
-        euler = column(ab[s].sqrt(), x) * x0 + column((1 - ab[s]).sqrt(), x) * eps
+        euler = signal[s] * x0 + noise[s] * eps
         x = euler
         # No second look at σ = 0, where there is no noise to see.  Nor from a level with hardly any signal, like T on
         # the cosine schedule, or none: x̂_0 cannot change there, and σ_t, huge or infinite, would multiply any error.
-        if s > 0 and ab[t] > 1e-6:
+        if s > 0 and signal[t] > 1e-3:
             _, eps_s = denoise(euler, s)
             # x̄_s = x̄ + (σ_s - σ_t) (d + d') / 2: half of the change in slope is added to Euler's step     EDM Alg. 1
-            x = euler + column(ab[s].sqrt() * (sigma[s] - sigma[t]) / 2, x) * (eps_s - eps)
+            x = euler + signal[s] * (sigma[s] - sigma[t]) / 2 * (eps_s - eps)
         yield Step(s, x, x0)

@@ -7,7 +7,6 @@ goes back up by some levels and down again, several times, until they have met. 
 
 import torch
 
-from diffusion.process import at, column
 from diffusion.samplers import ddpm
 from diffusion.steps import Step, adjacent
 
@@ -31,17 +30,16 @@ def inpaint(
     picture: (B, C, H, W) in [-1, 1].  known: bool, broadcasts to it.  jump: levels of `timesteps` in one stretch.
     resamples: how often each stretch is walked; 1 is plain replacement.  The rest as in `ddpm`, whose steps these are.
     """
-    ab = schedule.alpha_bar
     x = x_T
     for t, s in there_and_back(adjacent(schedule, timesteps), jump, resamples):
         if t < s:
-            # back up, all pixels alike, in one jump: x_s = √(ᾱ_s/ᾱ_t) x_t + √(1 - ᾱ_s/ᾱ_t) ε             DDPM Eq. (4)
-            left = ab[s] / ab[t]
-            x = column(left.sqrt(), x) * x + column((1 - left).sqrt(), x) * noise_like(x)
+            # back up, all pixels alike, in one jump: x_s = √(1-β) x_t + √β ε,  β = 1 - ᾱ_s/ᾱ_t             DDPM Eq. (2)
+            beta = 1 - schedule.alpha_bar[s] / schedule.alpha_bar[t]  #                                   iDDPM Eq. (19)
+            x = (1 - beta).sqrt() * x + beta.sqrt() * noise_like(x)
             continue
         step = next(ddpm(denoise, schedule, x, timesteps=[t, s] if s else [t], noise_like=noise_like))
         level = picture  # the known pixels at level s: at 0 the picture itself, bit for bit
         if s > 0:
-            level = at(ab.sqrt(), s, x) * picture + at((1 - ab).sqrt(), s, x) * noise_like(x)
+            level = schedule.signal[s] * picture + schedule.noise[s] * noise_like(x)
         x = torch.where(known, level, step.x)
         yield Step(s, x, step.x0)

@@ -30,7 +30,7 @@ def pc(denoise, schedule, x_T, *, timesteps=None, snr=0.16, corrector_steps=1, n
         beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
         x = mean
         if s > 0:  # level 0 has no noise, hence no score to correct with
-            x = mean + column(beta.sqrt(), x) * noise_like(x)  # predictor                           Score SDE Alg. 3
+            x = mean + beta.sqrt() * noise_like(x)  # predictor                           Score SDE Alg. 3
             for _ in range(corrector_steps):
                 x = langevin(denoise, schedule, x, s, snr, noise_like(x))
         yield Step(s, x, x0)

@@ -67,9 +67,7 @@ class GaussianDiffusion:
         if prediction == "eps" and schedule.alpha_bar[-1] == 0:
             raise ValueError("at zero terminal SNR, x_T is the noise and says nothing of x_0: predict v or x0, not eps")
         self.schedule, self.prediction, self.min_snr_gamma = schedule, prediction, min_snr_gamma
-        ab = schedule.alpha_bar
-        self.signal, self.noise = ab.sqrt(), (1 - ab).sqrt()  # √ᾱ_t and √(1-ᾱ_t): x_t = signal x_0 + noise ε
-        self.weight = self._weights()
+        self.signal, self.noise, self.weight = schedule.signal, schedule.noise, self._weights()
 
     @classmethod
     def from_config(cls, config):

@@ -3,7 +3,7 @@
 A sampler visits a falling list of noise levels and, for each pair of neighbours (t, s), asks the network what the
 clean picture is, then steps to level s < t.  Of the two here, `ddpm` (Ho et al. 2020) draws from the posterior; `ddim`
 (Song et al. 2021) follows a path that can be free of randomness and takes long strides.  A new sampler is a new
-function like these.
+function like these.  Read beside it: steps.py.  Read next: ../models/unet.py, the network that is asked.
 
 The DDIM paper writes α_t for what everyone else, and this code, calls ᾱ_t.
 """
@@ -15,7 +15,7 @@ import torch
 from diffusion.dpmpp import dpmpp
 from diffusion.heun import heun
 from diffusion.pc import pc
-from diffusion.process import at, q_posterior
+from diffusion.process import q_posterior
 from diffusion.sde import ode
 from diffusion.steps import Step, adjacent, image_noise, reverse_variance, spaced, spaced_logsnr, spaced_rho
 
@@ -47,15 +47,14 @@ def ddim(denoise, schedule, x_T, *, timesteps=None, eta=0.0, noise_like=torch.ra
     eta: 0 draws no noise at all, so x_T decides the picture; 1 has the variance of `ddpm`.  A larger eta is refused
     where the noise alone would exceed the level's variance.  The rest as in `ddpm`.
     """
-    pairs = adjacent(schedule, timesteps)
+    pairs, ab = adjacent(schedule, timesteps), schedule.alpha_bar
     check_eta(schedule, pairs, eta)
     x = x_T
     for t, s in pairs:
-        ab_s = schedule.alpha_bar[s]
         x0, eps = denoise(x, t)  # x̂_0                          DDIM Eq. (9)
         sigma = eta * _posterior_std(schedule, t, s)
         # x_s = √ᾱ_s x̂_0  +  √(1-ᾱ_s-σ²) ε̂  +  σ z: picture, noise pointing back at x_t, fresh noise    DDIM Eq. (12)
-        x = at(schedule.alpha_bar.sqrt(), s, x) * x0 + (1 - ab_s - sigma**2).clamp(min=0).sqrt() * eps
+        x = ab[s].sqrt() * x0 + (1 - ab[s] - sigma**2).clamp(min=0).sqrt() * eps
         if sigma > 0:
             x = x + sigma * noise_like(x)
         yield Step(s, x, x0)

@@ -40,6 +40,16 @@ class Schedule:
         return len(self.alpha_bar) - 1
 
     @property
+    def signal(self):
+        """√ᾱ_t, (T+1,): what multiplies the picture in x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε."""
+        return self.alpha_bar.sqrt()
+
+    @property
+    def noise(self):
+        """√(1-ᾱ_t), (T+1,): what multiplies the noise."""
+        return (1 - self.alpha_bar).sqrt()
+
+    @property
     def snr(self):
         """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), (T+1,): infinite at t = 0, falling to nearly 0 at T."""
         return self.alpha_bar / (1 - self.alpha_bar)

@@ -13,19 +13,18 @@ import math
 import numpy as np
 import torch
 
-from diffusion.process import column
 from diffusion.steps import Step, adjacent
 
 
 def score(schedule, eps, t):
     """∇_x log p_t(x) at a point where the network sees the noise eps: uphill is away from the noise."""
     # ε̂ = E[ε | x_t],  ∇ log p_t(x_t) = E[∇ log q(x_t | x_0) | x_t] = -ε̂ / √(1-ᾱ_t)
-    return -eps / column((1 - schedule.alpha_bar[t]).sqrt(), eps)
+    return -eps / schedule.noise[t]
 
 
 def angles(schedule):
     """φ_t of every level, (T+1,) float64, rising from 0.  Finite at both ends, where log-SNR is not."""
-    return torch.atan2((1 - schedule.alpha_bar).sqrt(), schedule.alpha_bar.sqrt())
+    return torch.atan2(schedule.noise, schedule.signal)
 
 
 def velocity(denoise, schedule):
@@ -91,8 +90,9 @@ def ode(denoise, schedule, x_T, *, timesteps=None, tol=1e-2, noise_like=torch.ra
 def log_likelihood(denoise, schedule, x, *, tol=1e-4, probe=None):
     """log p(x) of each image in nats, (B,), under the model's own ODE; x (B, C, H, W) is taken to be at level 1.
 
-    Exact up to tol when probe is None: one backward pass a pixel, for small x.  With a probe, noise like x, the
-    divergence is Hutchinson's unbiased estimate: one backward pass.  Needs a denoise without clipping.
+    tol: largest estimated error of one step, in every pixel and in log p per dimension.  When probe is None the
+    divergence is exact: one backward pass a dimension, for small x.  With a probe, noise like x, it is Hutchinson's
+    unbiased estimate: one backward pass.  Needs a denoise without clipping.
     """
     v, phis, d = velocity(denoise, schedule), angles(schedule).tolist(), x[0].numel()
 

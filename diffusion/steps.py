@@ -1,7 +1,7 @@
 """What do all walks from noise to a picture have in common?
 
-The stages they yield, the noise levels they visit, and where each image's randomness comes from.
-Read next: samplers.py.
+The stages they yield, the noise levels they visit, and where each image's randomness comes from: the words that
+samplers.py is written in, to be read beside it.
 """
 
 from itertools import pairwise
@@ -30,30 +30,31 @@ def spaced(T, n):
     return [T * i // n for i in range(n, 0, -1)]  # T·i/n grow by at least 1: all distinct
 
 
-def spaced_logsnr(schedule, n):
-    """n distinct falling levels from T to 1, as even in log-SNR, DPM-Solver++'s time, as whole numbers can be."""
-    return _even(schedule.snr.log(), n)
+def spaced_logsnr(schedule, n, top=None):
+    """n distinct falling levels from `top` (default T) to 1, as even in log-SNR, DPM-Solver++'s time, as can be."""
+    return _even(schedule.snr.log(), n, top)
 
 
-def spaced_rho(schedule, n, rho=7.0):
-    """n distinct falling levels from T to 1, even in σ^(1/ρ), σ = 1/√SNR: the larger ρ, the more of them near the data.
+def spaced_rho(schedule, n, rho=7.0, top=None):
+    """n distinct falling levels from `top` (default T) to 1, even in σ^(1/ρ), σ = 1/√SNR.
 
-    rho = 1 is even in σ; rho -> infinity is `spaced_logsnr`.  Raises ValueError where `spaced` does, and if rho < 1.
+    The larger ρ, the more of them near the data: rho = 1 is even in σ, rho -> infinity is `spaced_logsnr`.  Raises
+    ValueError where `spaced` does, and if rho < 1.
     """
     if not rho >= 1:
         raise ValueError(f"rho must be at least 1, not {rho:g}")
     # σ_i = (σ_max^{1/ρ} + i/(n-1) (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ,  i = 0..n-1                      EDM Eq. (5)
-    return _even(schedule.snr ** (-0.5 / rho), n)
+    return _even(schedule.snr ** (-0.5 / rho), n, top)
 
 
-def _even(measure, n):
-    """n distinct falling levels from T to 1 at which the monotone table `measure` (T+1,) is as even as it can be.
+def _even(measure, n, top):
+    """n distinct falling levels from `top` to 1 at which the monotone table `measure` (T+1,) is as even as it can be.
 
     The share of the way that each step takes is worked out anew from where the last one landed.  So one forward step
     that is larger than a share, like the last of the cosine schedule, is a step of its own and costs no others.
     """
-    T = len(measure) - 1
-    levels = spaced(T, n)[:1]
+    T = len(measure) - 1 if top is None else top
+    levels, measure = spaced(T, n)[:1], measure[: T + 1]
     if measure[T].isinf():
         measure = torch.cat([measure[:T], measure[T - 1 : T]])  # no signal at all at T: spread over the others
     for left in range(n - 1, 0, -1):
@@ -101,3 +102,27 @@ def image_noise(seed, numbers):
         return torch.from_numpy(draws).to(device=x.device, dtype=x.dtype)
 
     return noise_like
+
+
+def begin(seed, numbers, shape, device):
+    """(x_T, noise_like): where the pictures with these numbers, of this shape (C, H, W), begin; the draws to come."""
+    noise_like = image_noise(seed, numbers)
+    return noise_like(torch.empty(len(numbers), *shape, device=device)), noise_like
+
+
+def last(walk):
+    """The picture at the end of a walk of Steps, none of which is kept."""
+    for step in walk:
+        x = step.x
+    return x
+
+
+def counted(denoise):
+    """The same denoise, and a list that gets the level of each network evaluation."""
+    calls = []
+
+    def counting(x, t):
+        calls.append(t)
+        return denoise(x, t)
+
+    return counting, calls

@@ -21,10 +21,11 @@ from urllib.parse import parse_qs, urlsplit
 import cli
 from config import UserError
 from dataset import pictures
-from diffusion.samplers import SAMPLERS, adjacent, check_eta, ddim
+from diffusion.samplers import SAMPLERS, check_eta, ddim
+from diffusion.steps import adjacent, last
 from lessons import figure
 from lessons.between import PATHS
-from lessons.lab import Lab, last
+from lessons.lab import Lab
 
 PAGE = Path(__file__).with_name("app.html")
 

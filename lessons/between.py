@@ -7,9 +7,9 @@ import torch
 
 from config import UserError
 from dataset import pictures
-from diffusion.samplers import ddim, spaced
+from diffusion.samplers import ddim
+from diffusion.steps import last, spaced
 from lessons import figure
-from lessons.lab import last
 
 WORK = 16  # pictures in one batch, as in generate.py
 

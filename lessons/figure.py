@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dataset.pictures import upscale
+from dataset.pictures import grid, upscale
 from dataset.pixels import to_uint8
 
 DPI = 120
 WIDTH = 1080  # pixels of a figure, about
+GAP = 6  # pixels between pictures
 INK, GREY, RULE = "#1f2933", "#616e7c", "#d9dee4"
 COLOURS = ("#0b5fa5", "#d9541e", "#2a8c4a", "#8a3f9e", "#b58900", "#c2255c", "#0f8b8d")
 STYLE = {
@@ -57,16 +57,10 @@ def visible(x):
     return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
 
 
-def mosaic(rows, k, gap):
-    """(R, K, C, H, W) in [-1, 1] -> (height, width, 3) uint8: pictures k times as large, `gap` white pixels between."""
-    images = upscale(visible(rows.cpu()), k)
-    R, K, C, H, W = images.shape
-    sheet = torch.full((R * (H + gap) - gap, K * (W + gap) - gap, C), 255, dtype=torch.uint8)
-    for r in range(R):
-        for c in range(K):
-            top, left = r * (H + gap), c * (W + gap)
-            sheet[top : top + H, left : left + W] = images[r, c].permute(1, 2, 0)
-    return sheet.numpy()
+def mosaic(rows, k):
+    """(R, K, C, H, W) in [-1, 1] -> (height, width, 3) uint8: pictures k times as large, GAP white pixels between."""
+    images = upscale(visible(rows.cpu()), k).flatten(0, 1)
+    return grid(images, columns=rows.shape[1], padding=GAP)[:, GAP:-GAP, GAP:-GAP].permute(1, 2, 0).numpy()
 
 
 def blank(title, subtitle="", *, height, width=WIDTH):
@@ -95,9 +89,9 @@ def wall(rows, title, subtitle="", *, row_names=(), column_names=(), below=0, wi
     below: pixels left free under the pictures, for plots.  widest: no picture becomes wider than this many pixels.
     """
     K, H, W = rows.shape[1], *rows.shape[-2:]
-    gap, left = 6, 34 + 8 * longest(row_names)
-    k = max(1, int(min((WIDTH - left - 24) / K - gap, widest) // W))
-    sheet = mosaic(rows, k, gap)
+    left = 34 + 8 * longest(row_names)
+    k = max(1, int(min((WIDTH - left - 24) / K - GAP, widest) // W))
+    sheet = mosaic(rows, k)
     height, width = sheet.shape[:2]
     lines = max((name.count("\n") + 1 for name in column_names), default=0)
     top = 72 + 18 * lines
@@ -106,10 +100,10 @@ def wall(rows, title, subtitle="", *, row_names=(), column_names=(), below=0, wi
     figure = blank(title, subtitle, height=top + height + 18 + below, width=total)
     axes = panel(figure, left, below + 18, width, height)
     axes.imshow(sheet, interpolation="nearest", aspect="auto")  # pixel for pixel: the axes are as large as the sheet
-    axes.set_xticks([(i + 0.5) * (W * k + gap) - gap / 2 - 0.5 for i in range(len(column_names))], column_names)
-    axes.set_yticks([(i + 0.5) * (H * k + gap) - gap / 2 - 0.5 for i in range(len(row_names))], row_names)
+    axes.set_xticks([(i + 0.5) * (W * k + GAP) - GAP / 2 - 0.5 for i in range(len(column_names))], column_names)
+    axes.set_yticks([(i + 0.5) * (H * k + GAP) - GAP / 2 - 0.5 for i in range(len(row_names))], row_names)
     axes.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False, pad=5)
-    axes.tick_params("x", labelsize=min(9, 1.05 * (W * k + gap) / max(1, longest(column_names))))
+    axes.tick_params("x", labelsize=min(9, 1.05 * (W * k + GAP) / max(1, longest(column_names))))
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -15,7 +15,7 @@ from dataset import sources
 from dataset.pixels import from_uint8
 from diffusion import variants
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import begin, spaced, spaced_logsnr, spaced_rho
 from models import checkpoint
 from models.unet import UNet
 
@@ -65,9 +65,8 @@ class Lab:
 
     def noise(self, numbers, seed=None):
         """(x_T, noise_like) of the pictures with these numbers, as generate.py draws them."""
-        noise_like = image_noise(self.seed if seed is None else seed, numbers)
-        shape = (len(numbers), self.config.data.channels, *self.config.data.size)
-        return noise_like(torch.empty(shape, device=self.device)), noise_like
+        shape = (self.config.data.channels, *self.config.data.size)
+        return begin(self.seed if seed is None else seed, numbers, shape, self.device)
 
     def labels(self, label, numbers):
         """(B,) labels of these pictures, or None.  label: None (all classes in turn), a name, a number or "none"."""
@@ -79,8 +78,8 @@ class Lab:
         )
 
     def named(self, y):
-        """What to write beside pictures with the labels y."""
-        return [""] if y is None else [self.classes[i] for i in y.tolist()]
+        """What to write beside pictures with the labels y, if they have any."""
+        return [] if y is None else [self.classes[i] for i in y.tolist()]
 
     def denoiser(self, y=None, guidance=None):
         """What the samplers call.  guidance: None takes the checkpoint's own."""
@@ -118,13 +117,6 @@ class Lab:
         if number >= len(val):
             raise UserError(f"{flag} {number}: there are {len(val)} held-out pictures, numbered from 0")
         return from_uint8(val[number : number + 1]).to(self.device)
-
-
-def last(walk):
-    """The picture at the end of a walk."""
-    for step in walk:
-        x = step.x
-    return x
 
 
 def rms(difference):

@@ -8,9 +8,9 @@ import cli
 from config import UserError
 from dataset.pixels import from_uint8, to_uint8
 from diffusion.samplers import ddim
+from diffusion.steps import last
 from evaluation.nearest import nearest
 from lessons import figure
-from lessons.lab import last
 from models.attention import Attention, linear_attention, phi
 
 DARK = 0.35  # brightness of the places that are not looked at: the picture stays to be seen
@@ -37,8 +37,8 @@ def layers(model):
 def attention(lab, layer=None, level=None, places=4, steps=None, label=None, guidance=None):
     """What a pixel looks at: attention weights of one layer, for a few pixels, over the network's guess of the picture.
 
-    The square is the pixel that asks and bright is where it looks; each column is a head, with a habit of its own.  In
-    a woven pattern many heads look at the places where the motif repeats, which no 3x3 convolution can see.
+    The square is the pixel that asks and bright is where it looks; each column is a head, with a habit of its own.
+    Some look far away, at places of one kind such as the corners of a motif: convolutions need many layers for that.
     """
     known = layers(lab.model)
     if not known:
@@ -71,7 +71,7 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
         heat = weights[:, row * w + column].reshape(-1, 1, h, w)
         heat = F.interpolate(heat / heat.amax(dim=(-2, -1), keepdim=True), (H, W), mode="nearest")
         # dark where the pixel does not look, the picture itself where it looks most
-        rows.append(torch.cat([x0_hat, lerp_to_dark(x0_hat, heat)]))
+        rows.append(torch.cat([x0_hat, -1 + (x0_hat + 1) * (DARK + (1 - DARK) * heat)]))
     fig, axes = figure.wall(
         torch.stack(rows),
         "What does a pixel look at?",
@@ -80,19 +80,14 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
         column_names=[r"guess $\hat{x}_0$", *(f"head {i + 1}" for i in range(len(weights)))],
         widest=160,
     )
-    height, width = axes.images[0].get_array().shape[:2]
-    cell_h, cell_w = (height + 6) / places, (width + 6) / (len(weights) + 1)
+    sheet_h, sheet_w = axes.images[0].get_array().shape[:2]
+    cell_h, cell_w = (sheet_h + figure.GAP) / places, (sheet_w + figure.GAP) / (len(weights) + 1)
+    box_h, box_w = (cell_h - figure.GAP) / h, (cell_w - figure.GAP) / w
     for i, (row, column) in enumerate(asked):
         for j in range(len(weights) + 1):
-            corner = j * cell_w + column * (cell_w - 6) / w - 0.5, i * cell_h + row * (cell_h - 6) / h - 0.5
-            box = ((cell_w - 6) / w, (cell_h - 6) / h)
-            axes.add_patch(Rectangle(corner, *box, fill=False, edgecolor="#ff2d55", linewidth=2))
+            corner = j * cell_w + column * box_w - 0.5, i * cell_h + row * box_h - 0.5
+            axes.add_patch(Rectangle(corner, box_w, box_h, fill=False, edgecolor="#ff2d55", linewidth=2))
     return fig
-
-
-def lerp_to_dark(image, heat):
-    """The image where heat is 1, in the dark but not lost where it is 0: (1, C, H, W) and (heads, 1, H, W) in 0..1."""
-    return -1 + (image + 1) * (DARK + (1 - DARK) * heat)
 
 
 def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data=None):
@@ -119,13 +114,13 @@ def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data
         f"held out {near_held_out.median():.1f}"
     )
     rows = torch.cat([made[:n, None], photos.train[indices[:n]]], dim=1)
-    names = lab.named(y) if y is not None else ()
+    names = lab.named(y) or [""] * n
     fig, _ = figure.wall(
         from_uint8(rows.transpose(0, 1)),
         "Has it learned, or memorised?",
         f"top: made; below: the nearest of {len(photos.train):,} training pictures of {photos.name}, by distance",
         row_names=["made", *(f"nearest {i + 1}" for i in range(neighbours))],
-        column_names=[f"{name}\n{d:.0f}" for name, d in zip(names or [""] * n, near_made.tolist())],
+        column_names=[f"{name}\n{d:.0f}" for name, d in zip(names, near_made.tolist())],
         below=260,
         widest=96,
     )

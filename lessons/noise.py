@@ -32,7 +32,7 @@ def forward(lab, levels=(), picture=0, data=None):
     return figure.wall(
         torch.stack(rows),
         "A picture turns into noise",
-        "one picture, one noise; below each t: the share of the variance that is still the picture, linear and cosine",
+        "one picture, one noise; below each t: the share of the picture's variance that is left, linear and cosine",
         row_names=names,
         column_names=columns,
     )[0]
@@ -47,7 +47,7 @@ def schedules(lab):
     fig = figure.blank("How fast does a picture turn into noise?", f"T = {lab.T} levels", height=745)
     panels = (
         ("β: variance added in step t", "β", lambda s: s.betas, "log"),
-        ("ᾱ: share of the variance that is still the picture", "ᾱ", lambda s: s.alpha_bar, "linear"),
+        ("ᾱ: share of the picture's variance that is left", "ᾱ", lambda s: s.alpha_bar, "linear"),
         ("Signal-to-noise ratio ᾱ / (1 - ᾱ)", "SNR", lambda s: s.snr, "linear"),
         ("The same as a logarithm", "log SNR", lambda s: s.snr.log(), "linear"),
     )

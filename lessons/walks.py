@@ -9,9 +9,10 @@ import torch
 
 import cli
 from config import UserError
-from diffusion.samplers import SAMPLERS, adjacent, check_eta, ddim, image_noise
+from diffusion.samplers import SAMPLERS, check_eta, ddim
+from diffusion.steps import adjacent, counted, image_noise, last
 from lessons import figure
-from lessons.lab import last, rms
+from lessons.lab import rms
 
 
 def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, data=None):
@@ -72,7 +73,7 @@ def steps(lab, counts=(), n=4, label=None, guidance=None):
         torch.stack(found, dim=1),
         "How many steps does it take?",
         "each row begins with the same noise; DDIM without fresh noise",
-        row_names=lab.named(y) if y is not None else (),
+        row_names=lab.named(y),
         column_names=[f"{c} steps" for c in counts],
         below=300,
     )
@@ -94,27 +95,22 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
     """The same noise through every sampler, with the number of network evaluations that each used.
 
     Those that draw no noise on the way end in nearly the same picture: they follow one and the same path and differ in
-    how well.  Those that do end elsewhere, in pictures that are neither better nor worse, only other ones.
+    how well.  Those that do end elsewhere: with enough levels in other pictures of the same kind, with few in a grain.
     """
     numbers = range(n)
     y = lab.labels(label, numbers)
     found, names = [], []
     for name, sampler in SAMPLERS.items():
-        calls, inner, timesteps = [], lab.denoiser(y, guidance), lab.spaced(steps, name)
-
-        def counted(x, t, inner=inner, calls=calls):
-            calls.append(t)
-            return inner(x, t)
-
+        (denoiser, calls), timesteps = counted(lab.denoiser(y, guidance)), lab.spaced(steps, name)
         x, noise_like = lab.noise(numbers)
         began = time.perf_counter()
-        found.append(last(sampler(counted, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)).cpu())
+        found.append(last(sampler(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)).cpu())
         names.append(f"{name}\n{len(calls)} evaluations\n{(time.perf_counter() - began) / n:.2f} s")
     return figure.wall(
         torch.stack(found, dim=1),
         "The same noise through every sampler",
         f"{len(timesteps)} steps; evaluations of the network, and seconds a picture",
-        row_names=lab.named(y) if y is not None else (),
+        row_names=lab.named(y),
         column_names=names,
         widest=130,
     )[0]

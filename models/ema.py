@@ -1,7 +1,7 @@
 """Why sample from weights that were never trained?
 
 Each optimiser step is noisy; an exponential moving average of the weights (Polyak & Juditsky 1992) is far less so, and
-its samples are visibly better.  Samples, validation and best.pth use it.  Read next: ../trainer.py.
+its samples are visibly better.  Samples, validation and best.pth use it.  Read next: checkpoint.py.
 """
 
 import copy
@@ -10,7 +10,7 @@ import torch
 
 WARMUPS = {
     "ratio": lambda n: (1 + n) / (10 + n),  # the weights averaged over are on average a tenth of the training old
-    "power": lambda n: 1 - (1 + n) ** -0.75,  # a fourth at first, and less and less: it follows more closely
+    "power": lambda n: 1 - (1 + n) ** -0.75,  # about n^(3/4) updates old: much in a short training, less in a long one
     "none": lambda n: 1.0,
 }
 

@@ -3,7 +3,7 @@
 The encoder halves the resolution level by level and remembers every feature map; the decoder climbs back and is
 handed those maps one by one, last first.  So the deep layers decide what the picture is about and the skips keep
 where everything was.  The layout is that of DDPM (Ho et al. 2020, App. B); `UNet()` has the layers and parameters of
-their CIFAR-10 network.  Read next: ../diffusion/process.py, which says what the output means.
+their CIFAR-10 network.  Read next: ../trainer.py, the loop that teaches it.
 
 Letters: B batch, C image channels, H height, W width, D channels of the time embedding.
 """

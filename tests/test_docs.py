@@ -17,7 +17,7 @@ import explore
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, spaced
 from diffusion.schedule import cosine
-from lessons.lab import last
+from diffusion.steps import last
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 EXERCISES = (DOCS / "exercises.md").read_text()

@@ -21,7 +21,7 @@ from diffusion.inpaint import inpaint, there_and_back
 from diffusion.invert import invert
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import ddim, ddpm, dpmpp, heun, image_noise, spaced, spaced_logsnr, spaced_rho
-from diffusion.schedule import Schedule, linear
+from diffusion.schedule import Schedule, cosine, linear, zero_terminal
 from models import checkpoint
 
 SCHEDULE = linear(50, 1e-3, 0.25)
@@ -121,8 +121,12 @@ def test_going_back_up_is_the_forward_process():
 # ---------------------------------------------------------------- inversion
 
 
-def round_trip(n, refine=0):
-    schedule = linear(1000)
+SCHEDULES = pytest.mark.parametrize(
+    "schedule", [linear(), cosine(), zero_terminal(cosine())], ids=("linear", "cosine", "zero terminal")
+)
+
+
+def round_trip(schedule, n, refine=0):
     x_0 = torch.linspace(-1, 1, 12, dtype=torch.float64).view(1, 1, 3, 4)
     denoise = gaussian(schedule, 0.1 * torch.eye(12, dtype=torch.float64))
     levels = spaced(1000, n)
@@ -132,18 +136,20 @@ def round_trip(n, refine=0):
     return (back.x - x_0).abs().max().item(), top.x
 
 
-def test_inversion_and_return_has_an_error_that_shrinks_as_one_over_steps():
-    errors = [round_trip(n)[0] for n in (50, 100, 200)]
+@SCHEDULES
+def test_inversion_and_return_has_an_error_that_shrinks_as_one_over_steps(schedule):
+    errors = [round_trip(schedule, n)[0] for n in (50, 100, 200)]
     for coarse, fine in pairwise(errors):
         assert 1.8 < coarse / fine < 2.2
 
 
-def test_inversion_finds_the_noise_of_the_exact_path():
+@SCHEDULES
+def test_inversion_finds_the_noise_of_the_exact_path(schedule):
     """For N(0, s²) the path keeps the quantile: x_T = x_0 √(ᾱ_T s² + 1 - ᾱ_T) / s."""
-    ab = linear(1000).alpha_bar[-1]
+    ab = schedule.alpha_bar[-1]
     x_0 = torch.linspace(-1, 1, 12, dtype=torch.float64).view(1, 1, 3, 4)
     exact = x_0 * ((ab * 0.1 + 1 - ab) / 0.1).sqrt()
-    far, near = ((round_trip(n)[1] - exact).abs().max() for n in (100, 400))
+    far, near = ((round_trip(schedule, n)[1] - exact).abs().max() for n in (100, 400))
     assert near < far / 3 < 0.1
 
 
@@ -156,8 +162,19 @@ def test_each_refinement_asks_the_network_once_more_a_step(refine):
     assert asked == [t for t in (10, 20, 40) for _ in range(1 + refine)]
 
 
-def test_refined_inversion_is_undone_exactly():
-    assert round_trip(20, refine=30)[0] < 1e-9
+@SCHEDULES
+def test_each_refinement_comes_back_closer_and_many_exactly(schedule):
+    errors = [round_trip(schedule, 12, refine)[0] for refine in (0, 1, 2, 3, 60)]
+    assert all(fine < coarse / 2 for coarse, fine in pairwise(errors)) and errors[-1] < 1e-9
+
+
+def test_a_step_from_hardly_any_signal_straight_to_the_picture_is_not_walked_backwards(program, run_folder):
+    x_0 = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    for schedule in (linear(), cosine(), zero_terminal(cosine())):
+        with pytest.raises(ValueError, match="from 1000 to 0 is too long"):
+            last(invert(gaussian(schedule, torch.eye(4).double()), schedule, x_0, timesteps=[1000]))
+    code, _, err = program("edit", "invert", "--ckpt", run_folder, "--steps", 1, "-n", 1)
+    assert code == 2 and err.startswith("error: --steps 1: the step from 50 to 0 is too long"), err
 
 
 # ---------------------------------------------------------------- image to image
@@ -348,7 +365,7 @@ def test_invert_writes_what_the_library_finds_and_its_error(same_by_hand, settin
     error = {}
 
     def by_hand(diffusion, denoise, x_0, noise):
-        for n in (1, 2, settings["steps"]):  # a quarter, half, all of them
+        for n in (2, settings["steps"]):  # a quarter and half, but no single step; all of them
             levels = spaced(50, n)
             x_T = last(invert(denoise, diffusion.schedule, x_0, timesteps=levels, refine=refine)).x
             x = last(ddim(denoise, diffusion.schedule, x_T, timesteps=levels)).x

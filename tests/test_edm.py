@@ -236,7 +236,7 @@ def test_the_bound_and_the_way_back_up_work_as_they_are():
     x_0 = (normal(4, 1, 8, 8) * SIGMA_DATA).clamp(-1, 1)
     x_0 = ((x_0 + 1) * 127.5).round() / 127.5 - 1
     terms = bound.bound(denoise, d.schedule, x_0, seeded(), lambda a, b: a, T, "large")
-    bits = bound.in_bits(sum(nats for *_, nats in terms), x_0)
+    bits = bound.in_bits(sum(terms), x_0)
     entropy = 0.5 * math.log2(2 * math.pi * math.e * (SIGMA_DATA * 127.5) ** 2)  # of a normal, in grey levels
     assert (bits > entropy - 1).all() and (bits < entropy + 2).all()
     up = list(invert(denoise, d.schedule, x_0, refine=50))[-1].x

@@ -51,6 +51,18 @@ def test_warmups(warmup, n, decay):
     assert ema.decay() == pytest.approx(decay)
 
 
+@pytest.mark.parametrize(("warmup", "age"), [("ratio", lambda n: n / 10), ("power", lambda n: n**0.75)])
+@pytest.mark.parametrize("n", [1000, 4000])
+def test_how_old_the_averaged_weights_are(warmup, age, n):
+    """If the model is the number of the update, the shadow is the mean of the updates that it remembers."""
+    model = line(0.0).double()
+    ema = EMA(model, 0.99999, warmup)
+    for k in range(n):
+        nn.init.constant_(model.weight, float(k))
+        ema.update(model)
+    assert n - ema.model.weight.item() == pytest.approx(age(n), rel=0.15)
+
+
 def test_decay_zero_is_the_model():
     model = line(3.0)
     ema = EMA(model, decay=0.0)

@@ -20,8 +20,9 @@ from dataset import pictures, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import last
 from lessons import between, figure, network, noise, walks
-from lessons.lab import Lab, last, rms
+from lessons.lab import Lab, rms
 from models import checkpoint
 from models.attention import Attention
 from models.unet import UNet
@@ -363,7 +364,7 @@ def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(atte
 def test_a_lesson_walks_over_the_levels_that_generate_gives_the_sampler(lab, sampler, steps):
     options = generate.defaults(sampler, 0.0)
     of_levels = {name: options[name] for name in ("spacing", "rho") if name in options}
-    assert lab.spaced(steps, sampler) == generate.levels(lab.schedule, steps, **of_levels)
+    assert lab.spaced(steps, sampler) == generate.levels(lab.schedule, steps, lab.T, **of_levels)
 
 
 def test_every_column_of_eta_begins_with_the_same_noise_and_draws_the_same_on_the_way(attentive):

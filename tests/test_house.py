@@ -70,6 +70,28 @@ def test_no_drawer_for_odds_and_ends():
     assert not [p for p in SOURCES if p.stem in ("utils", "util", "helpers", "common", "misc")]
 
 
+def test_what_a_file_says_to_read_next_does_not_come_before_it_in_the_reading_order():
+    table = README.split("## Read it")[1].split("## Notation")[0]
+    rows = [re.findall(r"\]\(([\w/]+\.py)\)", line) for line in table.splitlines() if line.startswith("| [")]
+    place = {file: i for i, row in enumerate(rows) for file in row}
+    for file in place:
+        if not file.startswith(("diffusion/", "models/", "trainer")):
+            continue
+        header = " ".join(ast.get_docstring(ast.parse((ROOT / file).read_text())).split())
+        for words, low in (("next", place[file]), ("first", 0)):
+            for name in re.findall(rf"Read {words}: ([\w./]+\.py)", header):
+                other = str((ROOT / file).parent.joinpath(name).resolve().relative_to(ROOT))
+                assert low <= place[other], f"{file}: read {words} {name}"
+                assert words == "next" or place[other] <= place[file], f"{file}: read {words} {name}"
+
+
+def test_the_reading_order_holds_every_file_of_the_mathematics_and_of_the_network():
+    table = README.split("## Read it")[1].split("## Notation")[0]
+    for room in ("diffusion", "models"):
+        for path in (ROOT / room).glob("*.py"):
+            assert f"]({room}/{path.name})" in table, path.name
+
+
 # ---------------------------------------------------------------- equations
 
 PAPERS = (
