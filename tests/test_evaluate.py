@@ -372,8 +372,12 @@ def test_distance_writes_its_protocol_and_never_calls_a_substitute_fid(program, 
     out, err, report = measure(program, run_folder, name, "-n", 6, "--features", "random", "--steps", 2)
     assert "FID" not in out and "KID" not in out
     assert ("few for a Frechet distance" in err) == (name == "fid")
-    key = {"fid": "frechet_distance_random", "kid": "mmd2_random"}[name]
-    assert math.isfinite(report["figures"][key])
+    figures = report["figures"]
+    if name == "fid":
+        assert f"Frechet distance of random features: {figures['frechet_distance_random']:.5g}, 6 samples" in out
+    else:
+        mean, std, size = (figures[f"mmd2_random{end}"] for end in ("", "_std", "_subset"))
+        assert f"{mean:.5g} ± {std:.3g} over subsets of {size}, 6 samples" in out and size == 3
     protocol = report["protocol"]
     expected = {"n": 6, "data": "textiles", "split": "train", "sampler": "ddim", "steps": 2, "eta": 0.0, "seed": 0}
     assert expected.items() <= protocol.items()
