@@ -256,8 +256,8 @@ def train_run(args, config, state, folder, group):
         try:
             trainer.fit()
         except KeyboardInterrupt:
-            if trainer.saved is None:
-                say("\nstopped before anything was saved")
+            if args.dry_run or trainer.saved is None:
+                say("\nstopped; nothing was kept")
             else:
                 say(f"\nstopped at step {trainer.saved:,}; go on with: python main.py {_again(args)} --resume")
             return 130
