@@ -118,13 +118,14 @@ class Trainer:
         self.see = features.extractor(c.distance_features, device) if c.distance_images else None
         self.skipped = torch.zeros((), device=device)  # steps without an update: gradient not finite
         self.streak = torch.zeros((), device=device)  # ... in a row
-        self._start_averages()
+        # since the last row of the metrics: sums of the loss, the gradient norm, and 1
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._start_clock()
         self.stop = False  # a signal came
         self.saved = None  # the step that last.pth holds
 
-    def _start_averages(self):
-        """Sums since the last row of the metrics: of the loss, the gradient norm, and 1; kept on the device."""
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+    def _start_clock(self):
+        """Measure the speed from here on."""
         self.clock, self.clock_step = time.perf_counter(), self.step
 
     # ------------------------------------------------------------------ one step
@@ -197,8 +198,8 @@ class Trainer:
             some = slice(i, i + size)
             numbers = self.val[some]
             x_0 = from_uint8(torch.from_numpy(np.ascontiguousarray(self.images.pixels[numbers])).to(self.device))
-            y = self.images.labels[numbers] if self.config.model.num_classes else None
-            y = None if y is None else torch.from_numpy(y).to(self.device)
+            labelled = self.config.model.num_classes
+            y = torch.from_numpy(self.images.labels[numbers]).to(self.device) if labelled else None
             eps = image_noise(c.seed, range(i, i + len(x_0)))(x_0)
             with self.autocast():
                 loss = self.diffusion.loss(self.ema.model, x_0, y, t=t[some].to(self.device), eps=eps)
@@ -266,20 +267,21 @@ class Trainer:
             "skipped": int(self.skipped.item()),
             "images_per_s": (self.step - self.clock_step) * images / seconds,
         }
-        self._check_finite(row["val_loss"])
+        if not math.isfinite(row["val_loss"]):
+            raise UserError(f"the validation loss is {row['val_loss']}: {self._last_good()}; try a lower --train.lr")
         if self.processes.main:
             self._draw_samples(row)
         self.rows.append(row)
         best = row["val_loss"] < self.best
         self.best = min(self.best, row["val_loss"])
-        self._start_averages()
+        self.sums.zero_()
         if self.processes.main:
             if best:
                 self._save("best.pth", resumable=False)
             self.save()
         self.processes.wait()
         self.saved = self.step  # by the main process, for all
-        self._start_averages()  # sampling and saving do not count as training time
+        self._start_clock()  # sampling and saving do not count as training time
         return row, best
 
     def _draw_samples(self, row):
@@ -304,10 +306,6 @@ class Trainer:
             with replacing(self.folder / "samples" / "strips.gif") as temp:
                 pictures.save_gif(temp, frames, milliseconds=600)
 
-    def _check_finite(self, loss):
-        if not math.isfinite(loss):
-            raise UserError(f"the validation loss is {loss}: {self._last_good()}; try a lower --train.lr")
-
     def _last_good(self):
         last = self.folder / "last.pth"
         if last.exists():
@@ -328,7 +326,7 @@ class Trainer:
         """Train until the budget is used up.  Raises KeyboardInterrupt, after saving, when a signal asked to stop."""
         with self._signals(), self._bar() as bar:
             try:
-                self.clock, self.clock_step = time.perf_counter(), self.step
+                self._start_clock()
                 while True:
                     due = self.step % self.config.train.eval_every == 0 or self.step == self.steps
                     if due and self.step and not self._evaluated():
@@ -489,7 +487,6 @@ class Trainer:
         self.ema.updates, self.step, self.best = int(state["ema_updates"]), state["step"], float(state["best"])
         self.saved = self.step
         self.rows = [{name: value + 0 for name, value in row.items()} for row in state["rows"]]  # + 0: only numbers
-        self._start_averages()
         self.sums.copy_(state["sums"])
         self.skipped.fill_(state["skipped"])
         self.streak.fill_(state["streak"])
