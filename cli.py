@@ -24,6 +24,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own takes -1e-4 for a flag
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")  # `run` looks for it
 
     def error(self, message):
         raise UserError(f"{message}; {self.prog} --help lists everything")
@@ -153,7 +154,6 @@ def add_checkpoint(parser):
     )
     parser.add_argument("--seed", type=whole(0), default=0, help="picture i depends on (seed, i) only")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def find_checkpoint(ckpt, preset):

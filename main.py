@@ -59,7 +59,6 @@ def parser():
     p.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     p.add_argument("--compile", action="store_true", help="torch.compile the network: minutes at first, then faster")
     p.add_argument("--tensorboard", action="store_true", help="also log to the run folder for TensorBoard")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name in field_types():
         p.add_argument(f"--{name}", metavar="VALUE", help=argparse.SUPPRESS)
     return p

@@ -16,8 +16,12 @@ import torch
 from PIL import Image, ImageSequence
 
 import cli
+import edit
+import evaluate
+import explore
 import generate
 import main
+from benchmarks import kill
 from config import PRESETS, UserError, check, field_types, override, parse_value
 from dataset import pictures, sources
 from dataset.pixels import to_uint8
@@ -281,6 +285,18 @@ def test_mistakes_of_main_get_one_line_and_exit_code_2(program, tmp_path, flags,
     assert code == 2, err
     assert err.startswith("error: ") and err.count("\n") == 1 and words in err, err
     assert not (tmp_path / "ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    "argv", [(main,), (generate,), (generate, "ddim"), (explore, "app"), (evaluate, "fid"), (edit, "invert"), (kill,)],
+    ids=lambda argv: " ".join([argv[0].__name__, *argv[1:]]),
+)  # fmt: skip
+def test_every_help_names_debug_once(capsys, argv):
+    program, *command = argv
+    with pytest.raises(SystemExit):
+        cli.run(program.main, [*command, "--help"])
+    out = capsys.readouterr().out
+    assert out.count("--debug ") == 1 and out.count("[--debug]") == 1
 
 
 def test_debug_shows_the_traceback():
