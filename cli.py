@@ -6,14 +6,13 @@ checkpoint and a class.
 
 import argparse
 import ctypes
-import difflib
 import os
 import re
 import sys
 import warnings
 from pathlib import Path
 
-from config import PRESETS, UserError, nearest
+from config import PRESETS, UserError, did_you_mean
 
 SHIPPED = Path(__file__).resolve().parent / "assets" / "textiles.pth"
 
@@ -34,9 +33,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
             flags = self.flags()
-            near = difflib.get_close_matches(word, flags, n=1, cutoff=0.4)
-            hint = f" here: it is for {', '.join(flags[word])}" if flags.get(word) else ""
-            self.error(f"unknown argument {word}" + (hint or (f" (did you mean {near[0]}?)" if near else "")))
+            hint = f" here: it is for {', '.join(flags[word])}" if flags.get(word) else did_you_mean(word, flags)
+            self.error(f"unknown argument {word}{hint}")
         return found
 
     def flags(self):
@@ -159,7 +157,7 @@ def add_checkpoint(parser):
 def find_checkpoint(ckpt, preset):
     """The path that --ckpt and --preset name; without either the newest run, or else the checkpoint shipped with us."""
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"--preset {preset}: unknown{nearest(preset, PRESETS)}")
+        raise UserError(f"--preset {preset}: unknown{did_you_mean(preset, PRESETS)}")
     if ckpt not in (None, "last", "best"):
         if preset is not None:
             raise UserError(f"--preset {preset}: --ckpt {ckpt} says which checkpoint; leave one of the two out")
@@ -192,7 +190,7 @@ def find_label(text, classes, num_classes):
     if text.isdecimal() and int(text) < num_classes:
         return int(text)
     names = ", ".join(f"{i} {c}" for i, c in enumerate(classes))
-    raise UserError(f"--label {text}: unknown{nearest(text, classes)}; there are 0 to {num_classes - 1}: {names}")
+    raise UserError(f"--label {text}: unknown{did_you_mean(text, classes)}; there are 0 to {num_classes - 1}: {names}")
 
 
 def keep_memory():

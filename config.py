@@ -106,7 +106,7 @@ BRINGS = {f"diffusion.{f.name}": f.default for f in dataclasses.fields(Diffusion
 # ---------------------------------------------------------------- text and dictionaries <-> Config
 
 
-def nearest(word, known):
+def did_you_mean(word, known):
     """` (did you mean X?)`, or nothing when no known word is near."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""
@@ -182,13 +182,13 @@ def from_dict(saved):
         for key, value in values.items():
             name = f"{section}.{key}"
             if name not in types_of:
-                raise UserError(f"its config has an unknown field {name}{nearest(name, types_of)}")
+                raise UserError(f"its config has an unknown field {name}{did_you_mean(name, types_of)}")
             if not _is_a(value, types_of[name]):
                 raise UserError(f"its config field {name} has the value {value!r}, which is of the wrong type")
         parts[section] = cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
     for key in saved:
         if key not in SECTIONS and key != "name":
-            raise UserError(f"its config has an unknown section {key}{nearest(str(key), SECTIONS)}")
+            raise UserError(f"its config has an unknown section {key}{did_you_mean(str(key), SECTIONS)}")
     return Config(name=str(saved.get("name", "")), **parts)
 
 
@@ -221,7 +221,7 @@ def check(config):
 
     def one_of(name, *choices):
         value = field_of(config, name)
-        need(value in choices, name, " or ".join(choices) + nearest(value, choices))
+        need(value in choices, name, " or ".join(choices) + did_you_mean(value, choices))
 
     for name in field_types():  # nan and inf parse as floats and help nobody
         value = field_of(config, name)

@@ -24,9 +24,9 @@ from config import (
     UserError,
     attended,
     check,
+    did_you_mean,
     field_of,
     field_types,
-    nearest,
     override,
     parse_value,
     to_dict,
@@ -97,7 +97,9 @@ def run_folder(args):
 def configure(args):
     """(config, state, folder) of the run that the command line asks for; state is what --resume found, or None."""
     if args.preset not in (None, *PRESETS):
-        raise UserError(f"--preset {args.preset}: unknown{nearest(args.preset, PRESETS)}; --list-presets shows all")
+        raise UserError(
+            f"--preset {args.preset}: unknown{did_you_mean(args.preset, PRESETS)}; --list-presets shows all"
+        )
     values, state, folder = chosen(args), None, run_folder(args)
     last = folder / "last.pth"
     if args.resume and args.dry_run:

@@ -6,7 +6,6 @@ Pixels stay uint8 here: scaling, flips and batches are the trainer's.  Read next
 """
 
 import contextlib
-import difflib
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from config import UserError
+from config import UserError, did_you_mean
 from dataset import folder, huggingface
 
 NAMES = ("textiles", "cifar10", "cifar10-cars")
@@ -74,10 +73,8 @@ def load(
         return Images(pixels, labels, classes, source, skipped)
     path = os.path.abspath(os.path.expanduser(source))
     if not source or not os.path.exists(path):
-        near = difflib.get_close_matches(source.lower(), NAMES, n=1)
-        hint = f"; did you mean {near[0]}" if near else ""
-        accepted = f"{', '.join(NAMES)}, hf:NAME, or {folder.ACCEPTED}"
-        raise UserError(f"no source is called {source!r}, and there is no {path}{hint}; accepted: {accepted}")
+        hint, accepted = did_you_mean(source.lower(), NAMES), f"{', '.join(NAMES)}, hf:NAME, or {folder.ACCEPTED}"
+        raise UserError(f"no source is called {source!r}{hint}, and there is no {path}; accepted: {accepted}")
     pixels, labels, classes, skipped = folder.read(Path(path), size=size, channels=channels, cache=cache)
     return Images(pixels, labels, classes, os.path.basename(path), skipped)
 
