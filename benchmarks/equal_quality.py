@@ -22,7 +22,6 @@ import torch  # noqa: E402
 
 import cli  # noqa: E402
 import processes  # noqa: E402
-from config import UserError  # noqa: E402
 from diffusion.samplers import ddim, dpmpp, heun  # noqa: E402
 from diffusion.steps import last, spaced_logsnr, spaced_rho  # noqa: E402
 from lessons.lab import Lab, rms  # noqa: E402
@@ -62,14 +61,12 @@ def main(argv):
     p = cli.Parser(prog="equal_quality.py", description=__doc__.split("\n")[0])
     cli.add_checkpoint(p)
     p.add_argument("-n", type=cli.whole(1), default=16, help="pictures (default 16)")
-    p.add_argument("--full", type=cli.whole(11), help="levels of the full chain (default: all)")
+    p.add_argument("--full", type=cli.whole(1), help="levels of the full chain (default: all)")
     args = p.parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
     lab = Lab.open(path, processes.choose_device(args.device), args.weights, args.seed)
     numbers, load = range(args.n), os.getloadavg()[0]
-    full = args.full or lab.T
-    if full > lab.T:
-        raise UserError(f"--full {full}: this checkpoint has T = {lab.T}")
+    full = cli.check_level("--full", args.full or lab.T, lab.T, low=11)  # one more than the fewest steps measured
     draw(lab, numbers, ddim, lab.spaced(1))  # the first call is slow
     goal, seconds = draw(lab, numbers, ddim, lab.spaced(full))
     print(f"{os.path.relpath(path)}: {args.n} pictures, guidance {lab.config.sample.guidance:g}")

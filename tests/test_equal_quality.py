@@ -30,6 +30,12 @@ def test_the_table_has_a_row_for_each_solver_and_number_of_steps(capsys):
     assert all(row[4] == "" for row in rows if row[0].startswith("ddim"))
 
 
+@pytest.mark.parametrize("full", [10, 1001])
+def test_a_full_chain_that_the_checkpoint_does_not_have_or_that_leaves_nothing_to_measure_is_refused(capsys, full):
+    assert cli.run(main, ["--full", str(full), "--ckpt", str(cli.SHIPPED)]) == 2
+    assert capsys.readouterr().err == f"error: --full {full}: this checkpoint has T = 1000, so 11 to 1000\n"
+
+
 def test_the_device_asked_for_is_the_one_that_is_used_or_else_refused(monkeypatch, capsys):
     assert cli.run(main, ["--device", "banana"]) == 2
     assert capsys.readouterr().err == "error: --device banana: expected auto, cpu, cuda or cuda:N\n"
