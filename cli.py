@@ -81,6 +81,37 @@ def number(low=0.0, below=float("inf")):
     return parse
 
 
+def fraction(text):
+    """An argparse type: a number from 0 to 1."""
+    value = number()(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def one_of(choices):
+    """An argparse type: one of these words.  Where argparse's own `choices` cannot say it: in `several`, in a URL."""
+
+    def parse(text):
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def several(one):
+    """An argparse type: values of the argparse type `one`, with commas between."""
+
+    def parse(text):
+        values = tuple(one(word) for word in text.split(",") if word.strip())
+        if not values:
+            raise argparse.ArgumentTypeError(f"{text!r} holds no value; give one or more, with commas between")
+        return values
+
+    return parse
+
+
 def check_level(flag, value, T, low=1):
     """Raise UserError unless `value`, which came with `flag`, is from `low` to the checkpoint's T; else return it."""
     if not low <= value <= T:

@@ -117,6 +117,12 @@ def field_types():
     return {f"{s}.{k}": v for s, cls in SECTIONS.items() for k, v in typing.get_type_hints(cls).items()}
 
 
+def field_of(config, name):
+    """The value of the field with this dotted name."""
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
 def parse_value(name, text):
     """The command line's `text` as the type of field `name`.  Raises UserError if it is not one."""
     kind = field_types()[name]
@@ -210,18 +216,15 @@ def check(config):
     d, m, f, t, s = config.data, config.model, config.diffusion, config.train, config.sample
 
     def need(ok, name, wanted):
-        section, key = name.split(".")
         if not ok:
-            raise UserError(f"--{name} {getattr(getattr(config, section), key)}: expected {wanted}")
+            raise UserError(f"--{name} {field_of(config, name)}: expected {wanted}")
 
     def one_of(name, *choices):
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
+        value = field_of(config, name)
         need(value in choices, name, " or ".join(choices) + nearest(value, choices))
 
     for name in field_types():  # nan and inf parse as floats and help nobody
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
+        value = field_of(config, name)
         need(not isinstance(value, float) or math.isfinite(value), name, "a finite number")
         numbers, most = value if isinstance(value, tuple) else (value,), LARGEST.get(name, 10**12)
         need(all(isinstance(n, (str, type(None))) or n <= most for n in numbers), name, f"at most {most:,}")

@@ -67,7 +67,7 @@ def main(argv):
     model, config, state = checkpoint.load_model(path, device, args.weights)
     diffusion = variants.from_config(config.diffusion).to(device)
     steps = cli.check_level("--steps", args.steps or min(config.sample.steps, diffusion.T), diffusion.T)
-    label = generate.find_label(args.label, state, model, path)
+    label = generate.find_label(args.label, config, state, path)
     if args.guidance is not None and label is None:
         raise UserError("--guidance: there is nothing to guide by without a class; give one with --label NAME")
     guidance = config.sample.guidance if args.guidance is None else args.guidance

@@ -28,6 +28,8 @@ from diffusion.samplers import SAMPLERS
 from diffusion.steps import begin, counted, image_noise, last
 from evaluation import compare, features
 from evaluation import nearest as neighbours
+from evaluation.frechet import frechet, moments
+from evaluation.kernel import kernel_distance
 from files import put, replacing
 from models import checkpoint
 
@@ -51,9 +53,9 @@ def parser():
         cli.add_checkpoint(s)
         n = IMAGES[name]
         s.add_argument("-n", type=cli.whole(1 if name == "speed" else 2), default=n, help=f"images (default {n:,})")
-        s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="images at once (default 16)")
         s.add_argument("--out", metavar="DIR", help=f"folder for the figures (default out/{name})")
-        if name != "speed":
+        if name != "speed":  # which draws all at once
+            s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="at once (default 16)")
             s.add_argument("--data", metavar="SOURCE", help="real images: a source or PATH (default: the run's own)")
         if name in ("fid", "kid", "sweep", "bpd", "loglik"):
             split = "val" if name in ("bpd", "loglik") else "train"
@@ -79,24 +81,13 @@ def parser():
             usual = "default 0" if name in ("speed", "sweep") else "default: as the run samples"
             s.add_argument("--eta", type=cli.number(), help=f"of ddim ({usual})")
         if name in ("speed", "sweep"):
-            s.add_argument("--samplers", type=_samplers, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
-            s.add_argument("--steps", type=_steps, default=STEPS, metavar="N,N", help=f"default {STEPS}")
+            names, counts = cli.several(cli.one_of(SAMPLERS)), cli.several(cli.whole(1))
+            s.add_argument("--samplers", type=names, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
+            s.add_argument("--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {STEPS}")
         elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
             s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
     return p
-
-
-def _samplers(text):
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in SAMPLERS:
-            raise cli.argparse.ArgumentTypeError(f"{name!r} is no sampler; there are {', '.join(SAMPLERS)}")
-    return names
-
-
-def _steps(text):
-    return tuple(cli.whole(1)(part) for part in text.split(","))
 
 
 def hears_eta(samplers):
@@ -122,10 +113,11 @@ def main(argv):
             config = replace(config, data=replace(config.data, source=args.data))
         diffusion = variants.from_config(config.diffusion).to(group.device)
         guidance = getattr(args, "guidance", 1.0)
-        if guidance not in (None, 1.0) and not model.null_class:
+        if guidance not in (None, 1.0) and not config.model.num_classes:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
         guidance = config.sample.guidance if guidance is None else guidance
-        subject = Subject(path, model, config, state, diffusion, group, args.seed, args.batch_size, guidance)
+        size = args.n if args.command == "speed" else args.batch_size
+        subject = Subject(path, model, config, state, diffusion, group, args.seed, size, guidance)
         out = Path(args.out or Path("out") / args.command)
         group.main_only(lambda: cli.make_folder(out))
         if group.main:
@@ -136,7 +128,7 @@ def main(argv):
             common = {
                 "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
                 "weights": args.weights, "device": str(group.device), "processes": group.world,
-                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": args.batch_size,
+                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": size,
             }  # fmt: skip
             report = {"figures": figures, "protocol": {**common, **protocol}}
             put(out / f"{args.command}.json", Path.write_text, json.dumps(report, indent=2) + "\n")
@@ -170,8 +162,7 @@ class Subject:
 
     def steps(self, asked):
         """The number of noise levels: what was asked for, or what the run samples with."""
-        T = self.diffusion.T
-        return cli.check_level("--steps", asked or min(self.config.sample.steps, T), T)
+        return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
 
     def options(self, sampler, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: as the run samples."""
@@ -184,7 +175,7 @@ class Subject:
 
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
-        d, classes = self.config.data, self.model.null_class
+        d, classes = self.config.data, self.config.model.num_classes
         timesteps, options = generate.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
         x, noise = begin(self.seed, numbers, (d.channels, *d.size), self.group.device)
         y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None
@@ -197,48 +188,42 @@ class Subject:
 
     def each(self, n, work, bar=None):
         """work(batch of numbers) -> tensor, for the numbers 0..n-1 in shares of each process; all of it in order."""
-        mine = list(range(self.group.rank, n, self.group.world))
-        done = []
+        mine, done = list(range(self.group.rank, n, self.group.world)), []
         for start in range(0, len(mine), self.batch_size):
-            done.append(work(mine[start : start + self.batch_size]))
+            numbers = mine[start : start + self.batch_size]
+            done.append(work(numbers))
             if bar is not None:
-                bar.update(len(mine[start : start + self.batch_size]) * (self.group.world if self.group.main else 1))
+                bar.update(len(numbers) * self.group.world)
         shares = self.group.gather((mine, torch.cat(done) if done else None))
         order = torch.tensor([i for numbers, _ in shares for i in numbers]).argsort()
         return torch.cat([values for _, values in shares if values is not None])[order]
 
+    def draw_features(self, n, see, sampler, steps, eta, bar):
+        """Features (n, d) of the pictures 0..n-1, and the most network evaluations that one of them took."""
+        spent = []
 
-def real_features(subject, args, see):
-    """Features (M, d) of the reference images, from the cache if they are there, and what the images are."""
-    images = subject.group.main_first(lambda: reference.load(subject.config.data, args.split))
-    if len(images.pixels) < 2:
-        raise UserError(
-            f"{images.name}: {len(images.pixels)} image in the split {args.split!r}, and a distance needs at least 2; "
-            "take another --split, or --data with more"
-        )
-    content = hashlib.sha256(str(images.pixels.shape).encode() + np.ascontiguousarray(images.pixels).data)
-    facts = {"data": images.name, "split": args.split, "reference_n": len(images.pixels)}
-    facts["reference_sha256"] = content.hexdigest()
-    key = hashlib.sha256(f"{content.hexdigest()} {see.name} {see.digest}".encode()).hexdigest()[:32]
-    path = folder.cache_folder() / f"features-{key}.npy"
+        def work(numbers):
+            drawn, evaluations = self.draw(numbers, sampler, steps, eta)
+            spent.append(evaluations)
+            return see(drawn)
+
+        return self.each(n, work, bar), max(spent, default=0)
+
+
+def cached(path, group, compute):
+    """What compute() gives, a tensor, or from this file if it is there and whole; every process gets it."""
     found = read_features(path)
-    if all(subject.group.gather(found is not None)):  # together, or some would wait for the others for ever
-        return found, facts
-    with subject.bar(len(images.pixels), "real image") as bar:
-        found = replace(subject, batch_size=128).each(
-            len(images.pixels), lambda numbers: see(torch.from_numpy(images.pixels[numbers])), bar
-        )
-    if subject.group.main:
+    if all(group.gather(found is not None)):  # together, or some would wait for the others for ever
+        return found
+    found = compute()
+    if group.main:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temp, open(temp, "wb") as file:
                 np.save(file, found.numpy())
         except (OSError, UserError) as error:
             print(f"warning: reference features are not cached ({error})", file=sys.stderr)
-    return found, facts
-
-
-# ---------------------------------------------------------------- the commands
+    return found
 
 
 def read_features(path):
@@ -249,37 +234,66 @@ def read_features(path):
         return None
 
 
+def real_features(subject, args, see):
+    """Features (M, d) of the reference images, and what the images are."""
+    images = subject.group.main_first(lambda: reference.load(subject.config.data, args.split))
+    n = len(images.pixels)
+    if n < 2:
+        raise UserError(
+            f"{images.name}: {n} image in the split {args.split!r}, and a distance needs at least 2; "
+            "take another --split, or --data with more"
+        )
+    content = hashlib.sha256(str(images.pixels.shape).encode() + np.ascontiguousarray(images.pixels).data).hexdigest()
+    key = hashlib.sha256(f"{content} {see.name} {see.digest}".encode()).hexdigest()[:32]
+
+    def compute():
+        with subject.bar(n, "real image") as bar:
+            work = lambda numbers: see(torch.from_numpy(images.pixels[numbers]))  # noqa: E731
+            return replace(subject, batch_size=128).each(n, work, bar)
+
+    found = cached(folder.cache_folder() / f"features-{key}.npy", subject.group, compute)
+    return found, {"data": images.name, "split": args.split, "reference_n": n, "reference_sha256": content}
+
+
+# ---------------------------------------------------------------- the commands
+
+
 def fid(subject, args, out):
     """Frechet distance to real images; FID with the standard features."""
-    return distance(subject, args, 0)
+    warn_if_few(subject, args.n)
+    found, real, protocol = both_features(subject, args)
+    if not subject.group.main:
+        return protocol, {}
+    figures = compare.frechet_figures(found, real, args.features)
+    (distance,) = figures.values()
+    print(f"{compare.titles(args.features)[0]}: {distance:.5g}, {args.n:,} samples")
+    return protocol, figures
 
 
 def kid(subject, args, out):
     """Kernel distance to real images; KID with the standard features."""
-    return distance(subject, args, 1)
+    found, real, protocol = both_features(subject, args)
+    if not subject.group.main:
+        return protocol, {}
+    figures = compare.kernel_figures(found, real, args.features)
+    mean, std, size = figures.values()
+    title = compare.titles(args.features)[1]
+    print(f"{title}: {mean:.5g} ± {std:.3g} over subsets of {size}, {args.n:,} samples")
+    return protocol, figures
 
 
-def distance(subject, args, which):
-    """The protocol, and the Frechet (which = 0) or the kernel distance (1) of exactly n samples."""
+def both_features(subject, args):
+    """Features (n, d) of exactly n samples, those (M, d) of the real images, and the protocol."""
     steps, options = subject.steps(args.steps), subject.options(args.sampler, args.eta)
     see = features.extractor(args.features, subject.group.device, args.weights_file)
-    if which == 0:
-        warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, see)
     with subject.bar(args.n, "image") as bar:
-        work = lambda numbers: see(subject.draw(numbers, args.sampler, steps, args.eta)[0])  # noqa: E731
-        found = subject.each(args.n, work, bar)
+        found, _ = subject.draw_features(args.n, see, args.sampler, steps, args.eta, bar)
     protocol = {
         **facts, "features": see.name, "features_sha256": see.digest,
         "sampler": args.sampler, "steps": steps, **options, "guidance": subject.guidance,
     }  # fmt: skip
-    if not subject.group.main:
-        return protocol, {}
-    key, title = compare.names(see.name)[which], compare.titles(see.name)[which]
-    figures = (compare.frechet_figures, compare.kernel_figures)[which](found, real, see.name)
-    deviation = f" ± {figures[key + '_std']:.3g} over subsets of {figures[key + '_subset']}" if which else ""
-    print(f"{title}: {figures[key]:.5g}{deviation}, {args.n:,} samples")
-    return protocol, figures
+    return found, real, protocol
 
 
 def warn_if_few(subject, n):
@@ -299,11 +313,11 @@ def to_be_coded(subject, args):
         images = subject.group.main_first(lambda: reference.unseen(data, args.n))
     else:
         images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
-    known = images.labels is not None and list(images.classes) == list(subject.state.get("classes", []))
+    known = images.labels is not None and list(images.classes) == subject.state["classes"]
     split, n = "unseen" if args.split == "val" else args.split, len(images.pixels)
     if n < args.n and subject.group.main:
         print(f"warning: only {n:,} images are there ({split}), so {n:,} are coded", file=sys.stderr)
-    labels = "given" if known and subject.model.null_class else "none"
+    labels = "given" if known and subject.config.model.num_classes else "none"
     return images, {"data": images.name, "split": split, "images": n, "labels": labels}
 
 
@@ -484,7 +498,7 @@ def speed(subject, args, out):
     if subject.group.main:
         write_csv(out / "speed.csv", header, rows)
         print_table(header, rows)
-    protocol = {"batch": args.n, "guidance": subject.guidance, "threads": torch.get_num_threads()}
+    protocol = {"guidance": subject.guidance, "threads": torch.get_num_threads()}
     protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
     return protocol, {f"{s}_{steps}": rate for s, steps, _, rate in rows}
 
@@ -496,24 +510,17 @@ def sweep(subject, args, out):
     warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, see)
     frechet_name, kernel_name = compare.names(see.name)
-    rows = []
+    rows, of_real = [], moments(real)
     with subject.bar(len(args.samplers) * len(counts) * args.n, "image") as bar:
         for sampler in args.samplers:
             for steps in counts:
-                spent = []
-
-                def work(numbers, sampler=sampler, steps=steps, spent=spent):
-                    drawn, evaluations = subject.draw(numbers, sampler, steps, eta)
-                    spent.append(evaluations)
-                    return see(drawn)
-
                 start = time.perf_counter()
-                found = subject.each(args.n, work, bar)
+                found, evaluations = subject.draw_features(args.n, see, sampler, steps, eta, bar)
                 seconds = time.perf_counter() - start
                 if subject.group.main:
-                    distance = compare.frechet_figures(found, real, see.name)[frechet_name]
-                    mean, std, _ = compare.kernel_figures(found, real, see.name).values()
-                    rows.append((sampler, steps, max(spent), distance, mean, std, seconds))
+                    distance = frechet(*moments(found), *of_real)
+                    mean, std, _ = kernel_distance(found, real)
+                    rows.append((sampler, steps, evaluations, distance, mean, std, seconds))
     protocol = {**facts, "features": see.name, "features_sha256": see.digest, "guidance": subject.guidance}
     protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
     if subject.group.main:

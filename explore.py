@@ -5,7 +5,6 @@ web page on this machine.  A lesson is a function of the lab and its options in 
 its signature is its command line.  Read next: lessons/lab.py.
 """
 
-import argparse
 import inspect
 import sys
 import textwrap
@@ -27,40 +26,28 @@ LESSONS = {
 }  # fmt: skip
 
 
-def several(one):
-    """An argparse type: values of the argparse type `one`, with commas between."""
-
-    def parse(text):
-        values = tuple(one(word) for word in text.split(",") if word.strip())
-        if not values:
-            raise argparse.ArgumentTypeError(f"{text!r} holds no value; give one or more, with commas between")
-        return values
-
-    return parse
-
-
 # every option that a lesson may have in its signature: its type, and what it means
 OPTIONS = {
-    "along": (str, "slerp (arc) or lerp (straight line)"),
-    "counts": (several(cli.whole(1)), "numbers of steps, besides the full chain's T (default: 5 to 250)"),
+    "along": (cli.one_of(between.PATHS), "slerp (arc) or lerp (straight line)"),
+    "counts": (cli.several(cli.whole(1)), "numbers of steps, besides the full chain's T (default: 5 to 250)"),
     "data": (str, "folder or zip of real images (default: what the checkpoint was trained on)"),
     "draws": (cli.whole(1, 16), "rows: draws of the noise on the way"),
-    "etas": (several(cli.number()), "values of eta"),
+    "etas": (cli.several(cli.number()), "values of eta"),
     "frames": (cli.whole(2), "frames of the film"),
     "guidance": (cli.number(), "1 = conditional, 0 = unconditional (default: the checkpoint's own)"),
     "images": (cli.whole(1), "pictures to average over"),
     "label": (str, "class: a name, a number or none (default: all in turn)"),
     "layer": (str, "attention layer, by its name in the network"),
     "level": (cli.whole(1), "noise level t"),
-    "levels": (several(cli.whole(0)), "noise levels t (default: evenly spread)"),
+    "levels": (cli.several(cli.whole(0)), "noise levels t (default: evenly spread)"),
     "n": (cli.whole(1, 64), "pictures, or seeds"),
     "neighbours": (cli.whole(1, 16), "nearest training pictures to show"),
     "other": (cli.whole(0), "number of the second held-out picture"),
     "picture": (cli.whole(0), "number of the held-out picture"),
     "places": (cli.whole(1, 8), "pixels that ask"),
     "points": (cli.whole(2), "noise levels to measure"),
-    "scales": (several(cli.number()), "guidance scales"),
-    "seeds": (several(cli.whole(0)), "two seeds or more; 0,1,0 comes back"),
+    "scales": (cli.several(cli.number()), "guidance scales"),
+    "seeds": (cli.several(cli.whole(0)), "two seeds or more; 0,1,0 comes back"),
     "steps": (cli.whole(1), "steps of a walk (default: the checkpoint's own)"),
     "upscale": (cli.whole(1, 64), "each pixel becomes K x K"),
     "mixtures": (cli.whole(2, 12), "mixtures to show"),
@@ -88,8 +75,7 @@ def parser():
                 shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
                 text += f" (default {shown})"
             flag = f"-{option}" if len(option) == 1 else f"--{option.replace('_', '-')}"
-            choices = tuple(between.PATHS) if option == "along" else None
-            s.add_argument(flag, dest=option, type=kind, default=default, choices=choices, help=text)
+            s.add_argument(flag, dest=option, type=kind, default=default, help=text)
     s = commands.add_parser("app", prog="explore.py app", help="all of it as a web page on this machine")
     cli.add_checkpoint(s)
     s.add_argument("--port", type=cli.whole(0, 65535), default=8000, help="of http://127.0.0.1 (0: any free one)")

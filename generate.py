@@ -112,10 +112,10 @@ def plan(schedule, steps, options, top=None):
     return timesteps, own
 
 
-def find_label(text, state, model, path):
+def find_label(text, config, state, path):
     """The label that --label names, as cli.find_label, but a mistake names the checkpoint: is it the one meant?"""
     try:
-        return cli.find_label(text, state.get("classes", []), model.null_class)
+        return cli.find_label(text, state["classes"], config.model.num_classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -154,7 +154,7 @@ def generate(args, path, group):
     """Check what is asked for against the checkpoint, sample, write.  Several processes share the batches."""
     model, config, state = checkpoint.load_model(path, group.device, args.weights)
     diffusion = variants.from_config(config.diffusion).to(group.device)
-    schedule, T, classes = diffusion.schedule, diffusion.T, model.null_class
+    schedule, T, classes = diffusion.schedule, diffusion.T, config.model.num_classes
 
     usual = {"ddpm": T, "ode": STAGES}.get(args.sampler, config.sample.steps)
     steps = cli.check_level("--steps", args.steps or min(usual, T), T)
@@ -162,7 +162,7 @@ def generate(args, path, group):
     if "eta" in options and args.eta is None:
         options["eta"] = config.sample.eta
     check_variance(options.get("variance"), config, path)
-    label = find_label(args.label, state, model, path)
+    label = find_label(args.label, config, state, path)
     if args.guidance is not None and label is None:
         why = "without a class" if classes else "as the model has no classes"
         raise UserError(f"{path}: --guidance: there is nothing to guide by {why}; leave it out")

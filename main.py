@@ -4,6 +4,7 @@ Parses the command line, builds the run, hands over to trainer.py.  Every field 
 name.  Read next: trainer.py.
 """
 
+import argparse
 import contextlib
 import shlex
 import sys
@@ -17,7 +18,19 @@ import torch
 import cli
 import processes
 from board import Board
-from config import ABOUT, PRESETS, UserError, attended, check, field_types, nearest, override, parse_value, to_dict
+from config import (
+    ABOUT,
+    PRESETS,
+    UserError,
+    attended,
+    check,
+    field_of,
+    field_types,
+    nearest,
+    override,
+    parse_value,
+    to_dict,
+)
 from dataset import pictures, sources
 from files import locked, put
 from models import checkpoint
@@ -48,7 +61,7 @@ def parser():
     p.add_argument("--tensorboard", action="store_true", help="also log to the run folder for TensorBoard")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name in field_types():
-        p.add_argument(f"--{name}", metavar="VALUE", help=cli.argparse.SUPPRESS)
+        p.add_argument(f"--{name}", metavar="VALUE", help=argparse.SUPPRESS)
     return p
 
 
@@ -130,12 +143,6 @@ def check_free(folder):
         raise UserError(f"{folder}/best.pth would be replaced: choose another folder with --out DIR, or move it away")
 
 
-def field_of(config, name):
-    """The value of the field with this dotted name."""
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)
-
-
 def fit_classes(config, images, explicit):
     """`config` with as many classes as the data has, if the preset wants any and the user did not say how many."""
     wanted, found = config.model.num_classes, len(images.classes)
@@ -162,8 +169,9 @@ def verify(config, images, train, val):
     for label, name in enumerate(images.classes):
         print(f"class     {label:>3}  {name}: {(images.labels == label).sum():,} images")
     path = Path(f"verify-{config.name}.png")
-    some = torch.from_numpy(images.pixels[train[:: max(1, len(train) // PICTURES)][:PICTURES]].copy())
-    put(path, pictures.save_png, pictures.grid(pictures.upscale(some, pictures.readable_scale(config.data.size))))
+    some = images.pixels[train[pictures.evenly(0, len(train) - 1, PICTURES)]]  # a folder's lie class by class
+    shown = pictures.upscale(torch.from_numpy(some), pictures.readable_scale(config.data.size))
+    put(path, pictures.save_png, pictures.grid(shown))
     print(f"grid      {path}")
 
 

@@ -189,9 +189,9 @@ class Trainer:
         c, p, T = self.config.train, self.processes, self.diffusion.T
         n = len(self.val)
         generator = np.random.default_rng((c.seed, 2))
-        t = torch.from_numpy(1 + (generator.permutation(n) + 0.5) * T // n).long().clamp(max=T)
+        t = torch.from_numpy(1 + (generator.permutation(n) + 0.5) * T // n).long()
         losses, quarter = torch.zeros(n, dtype=torch.float64), (t - 1) * 4 // T
-        size = max(1, c.batch_size // p.world)
+        size = c.batch_size // p.world
         for i in range(p.rank * size, n, p.world * size):  # each process takes every world-th batch
             self._check_stop()
             some = slice(i, i + size)
@@ -234,7 +234,7 @@ class Trainer:
         c, p = self.config.train, self.processes
         if not c.distance_images:
             return {}
-        size, drawn = max(1, c.batch_size // p.world), []
+        size, drawn = c.batch_size // p.world, []
         mine = list(range(p.rank, c.distance_images, p.world))
         for i in range(0, len(mine), size):
             with self.autocast():

@@ -31,7 +31,7 @@ from processes import choose_device  # noqa: E402
 CHANNELS, MULTS = 16, (1, 2, 2)
 
 
-def build(side, batch, attention="full", T=1000, device="cpu", grad_checkpoint=False, folder="out"):
+def build(side, batch, attention="full", T=1000, device="cpu", grad_checkpoint=False):
     """A Trainer of the narrow network on noise images of side x side pixels."""
     import numpy as np
 
@@ -50,7 +50,7 @@ def build(side, batch, attention="full", T=1000, device="cpu", grad_checkpoint=F
     config = replace(config, model=model, data=replace(config.data, size=(side, side)))
     pixels = np.random.default_rng(0).integers(0, 256, (max(batch, 16), 3, side, side), dtype=np.uint8)
     everything = np.arange(len(pixels))
-    return Trainer(config, Images(pixels, None, (), "noise"), everything, everything, folder, start(device))
+    return Trainer(config, Images(pixels, None, (), "noise"), everything, everything, "out", start(device))
 
 
 def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="cpu", grad_checkpoint=False):

@@ -4,6 +4,7 @@ The optional package `datasets` downloads it, or opens a folder that its save_to
 are treated like files: decoded once, cached, and skipped with a reason when damaged.  Read next: dataset/folder.py.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from config import UserError
@@ -45,4 +46,4 @@ def read(name: str, *, size: tuple[int, int], channels: int, cache: Path | None 
     stamp = (str(data._fingerprint),)
     files = [folder.File(f"{top.replace('/', '_')[:-1]}/{i:09d}" if top else f"{i:09d}", 1, stamp, i)
              for i, top in enumerate(tops)]  # fmt: skip
-    return folder.read_listed(Path(f"hf:{name}"), files, folder.Counter(), open_file, size, channels, cache)
+    return folder.read_listed(Path(f"hf:{name}"), files, Counter(), open_file, size, channels, cache)

@@ -23,7 +23,7 @@ def load(data, split="train"):
     if split == "all":
         return images
     train, val = sources.split(images, data.val_fraction, data.seed)
-    return take(images, train if split == "train" else val)
+    return images.take(train if split == "train" else val)
 
 
 def unseen(data, n):
@@ -38,20 +38,13 @@ def unseen(data, n):
     plain, known = (textiles.draw(d.count, d.seed, d.size, dyed=False)[0] for d in (other, data))
     known = {picture.tobytes() for picture in known}
     new = [i for i, picture in enumerate(plain) if picture.tobytes() not in known]
-    return take(load(other, "all"), new[:n])
+    return load(other, "all").take(new[:n])
 
 
 def every(images, n):
     """At most n of the images, evenly spread over all of them."""
-    if n >= len(images.pixels):
-        return images
-    return take(images, np.arange(n) * len(images.pixels) // n)
-
-
-def take(images, indices):
-    """The images with these numbers, and their labels."""
-    labels = None if images.labels is None else images.labels[indices]
-    return replace(images, pixels=images.pixels[indices], labels=labels)
+    there = len(images.pixels)
+    return images if n >= there else images.take(np.arange(n) * there // n)
 
 
 def open_picture(path, size, channels):

@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,11 @@ class Images:
         """One line for people: "4,998 usable, 2 skipped: a.png (empty file), b.jpg (not an image)"."""
         usable = f"{len(self.pixels):,} usable"
         return f"{usable}, {len(self.skipped):,} skipped: {folder.listed(self.skipped)}" if self.skipped else usable
+
+    def take(self, indices: np.ndarray) -> "Images":
+        """Those with these indices, in this order."""
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, pixels=self.pixels[indices], labels=labels)
 
 
 def load(

@@ -30,35 +30,16 @@ from lessons.lab import Lab
 PAGE = Path(__file__).with_name("app.html")
 
 
-def one_of(choices):
-    """An argparse type: one of these words."""
-
-    def parse(text):
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def fraction(text):
-    """An argparse type: a number from 0 to 1."""
-    value = cli.number()(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
 # what the page may ask with, and what it means when left out
 PARAMETERS = {
     "checkpoint": (str, None),
-    "sampler": (one_of(SAMPLERS), "ddim"),
+    "sampler": (cli.one_of(SAMPLERS), "ddim"),
     "steps": (cli.whole(1), None),
     "eta": (cli.number(), 0.0),
     "seed": (cli.whole(0), None),
     "other": (cli.whole(0), 1),
-    "where": (fraction, 0.0),
-    "along": (one_of(PATHS), "slerp"),
+    "where": (cli.fraction, 0.0),
+    "along": (cli.one_of(PATHS), "slerp"),
     "n": (cli.whole(1, 16), 1),
     "label": (str, None),
     "guidance": (cli.number(), None),

@@ -99,8 +99,20 @@ def test_verify_shows_what_is_trained_on_as_the_data_seed_draws_and_divides_it(p
     assert program("main", *SMOKE, "--verify", "--data.count", 200, "--data.seed", 5)[0] == 0
     cloth = sources.load("textiles", size=(16, 16), channels=3, count=200, seed=5)
     train, _ = sources.split(cloth, PRESETS["smoke"].data.val_fraction, seed=5)
-    some = torch.from_numpy(cloth.pixels[train[::2][:64]])  # of 150, from all of them
+    some = torch.from_numpy(cloth.pixels[train[[round(i * 149 / 63) for i in range(64)]]])  # of 150, from all of them
     assert np.array_equal(pixels("verify-smoke.png"), pictures.grid(pictures.upscale(some, 4)).permute(1, 2, 0))
+
+
+def test_verify_shows_the_first_picture_and_the_last_and_64_of_100(program, tmp_path):
+    """A folder's files lie class by class, so without the last ones a class would be missing."""
+    (tmp_path / "ramp").mkdir()
+    for i in range(101):
+        Image.new("RGB", (16, 16), (2 * i, 0, 0)).save(tmp_path / f"ramp/{i:03}.png")
+    assert program("main", *SMOKE, "--data", "ramp", "--verify", "--data.val_fraction", "0.001")[0] == 0
+    train, _ = sources.split(sources.load("ramp", size=(16, 16), channels=3), 0.001, PRESETS["smoke"].data.seed)
+    assert len(train) == 100
+    shown = pixels("verify-smoke.png")[2 :: 64 + 2, 2 :: 64 + 2, 0].flatten()  # a corner of each: 2 pixels between
+    assert shown[0] == 2 * train[0] and shown[-1] == 2 * train[-1] and len(set(shown)) == 64
 
 
 def test_any_field_can_be_set(program, tmp_path):
@@ -324,6 +336,19 @@ def test_the_limits_of_a_number_are_themselves_allowed():
     assert (size("1"), size("64"), share("0")) == (1, 64, 0.0)
     for parse, text in ((size, "0"), (size, "65"), (share, "-0.1"), (share, "1"), (cli.number(), "inf")):
         with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a "):
+            parse(text)
+
+
+def test_words_shares_and_lists_are_taken_whole_or_refused_by_name():
+    paths = cli.several(cli.one_of({"slerp": 1, "lerp": 2}))
+    assert paths("lerp,slerp") == ("lerp", "slerp") and cli.several(cli.whole(1))("3,") == (3,)
+    assert (cli.fraction("0"), cli.fraction("1")) == (0.0, 1.0)
+    for parse, text, said in (
+        (paths, "slerp,line", "'line' is not one of slerp, lerp"),
+        (paths, ",", "',' holds no value"),
+        (cli.fraction, "1.01", "'1.01' is not a number from 0 to 1"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=said):
             parse(text)
 
 

@@ -372,8 +372,12 @@ def test_distance_writes_its_protocol_and_never_calls_a_substitute_fid(program, 
     out, err, report = measure(program, run_folder, name, "-n", 6, "--features", "random", "--steps", 2)
     assert "FID" not in out and "KID" not in out
     assert ("few for a Frechet distance" in err) == (name == "fid")
-    key = {"fid": "frechet_distance_random", "kid": "mmd2_random"}[name]
-    assert math.isfinite(report["figures"][key])
+    figures = report["figures"]
+    if name == "fid":
+        assert f"Frechet distance of random features: {figures['frechet_distance_random']:.5g}, 6 samples" in out
+    else:
+        mean, std, size = (figures[f"mmd2_random{end}"] for end in ("", "_std", "_subset"))
+        assert f"{mean:.5g} ± {std:.3g} over subsets of {size}, 6 samples" in out and size == 3
     protocol = report["protocol"]
     expected = {"n": 6, "data": "textiles", "split": "train", "sampler": "ddim", "steps": 2, "eta": 0.0, "seed": 0}
     assert expected.items() <= protocol.items()
@@ -653,6 +657,14 @@ def test_speed_and_sweep_have_a_row_for_every_sampler_and_number_of_steps(progra
     assert Path("o/sweep.png").exists()
 
 
+def test_speed_draws_all_at_once_so_n_is_its_batch_and_it_has_no_other(program, run_folder):
+    command = ("-n", 3, "--samplers", "ddim", "--steps", 1)
+    protocol = measure(program, run_folder, "speed", *command)[2]["protocol"]
+    assert (protocol["n"], protocol["batch_size"]) == (3, 3) and "batch" not in protocol
+    code, _, err = program("evaluate", "speed", "--ckpt", run_folder, *command, "--batch-size", 2)
+    assert code == 2 and "unknown argument --batch-size here: it is for fid, kid," in err
+
+
 def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tmp_path, monkeypatch):
     class Two(Processes):
         def gather(self, thing):
@@ -704,8 +716,8 @@ def test_sweep_is_the_distance_by_hand_against_the_evaluations_a_picture(program
         (("kid", "--features", "random", "--steps", "51"), ("--steps 51", "1 to 50")),
         (("kid", "--features", "random", "-n", "1"), ("at least 2",)),
         (("kid", "--features", "random", "--eta", "99", "--steps", "3"), ("--eta 99",)),
-        (("sweep", "--samplers", "ddpm,euler"), ("euler", "ddpm")),
-        (("speed", "--steps", "5,x"), ("'x'",)),
+        (("sweep", "--samplers", "ddpm,euler"), ("argument --samplers: 'euler' is not one of ddpm, ddim,",)),
+        (("speed", "--steps", "5,x"), ("argument --steps: 'x' is not a whole number of at least 1",)),
         (("fidd",), ("fidd",)),
     ],
 )
