@@ -77,7 +77,10 @@ def load(
         near = difflib.get_close_matches(source.lower(), NAMES, n=1)
         hint = f"; did you mean {near[0]}" if near else ""
         accepted = f"{', '.join(NAMES)}, hf:NAME, or {folder.ACCEPTED}"
-        raise UserError(f"no source is called {source!r}, and there is no {path}{hint}; accepted: {accepted}")
+        raise UserError(
+            f"no source is called {source!r} (from --data, else the preset's or the checkpoint's own), "
+            f"and there is no {path}{hint}; accepted: {accepted}"
+        )
     pixels, labels, classes, skipped = folder.read(Path(path), size=size, channels=channels, cache=cache)
     return Images(pixels, labels, classes, os.path.basename(path), skipped)
 
