@@ -238,48 +238,41 @@ def train_run(args, config, state, folder, group):
     if args.verify:
         return verify(config, images, train, val) if group.main else None
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with contextlib.ExitStack() as held:
         if args.dry_run:
-            config, folder = shrink(config), Path(scratch)
-        with contextlib.ExitStack() as held:
-            group.main_only(lambda: held.enter_context(locked(folder)))
-            if state is None:  # again, now that nobody else can write: one may have finished meanwhile
-                group.main_only(lambda: check_free(folder))
-            board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
-            trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
-            parameters = sum(p.numel() for p in trainer.model.parameters())
-            classes, levels = config.model.num_classes or "no", ", ".join(map(str, attended(config))) or "no level"
-            say(f"network   U-Net, {parameters:,} parameters, {classes} classes, attention at {levels}")
-            compiled = "compiled" if args.compile else "not compiled"
-            say(f"device    {group.device}, {trainer.precision}, {compiled}, {group.world} process(es)")
-            t = config.train
-            epochs = trainer.steps * t.batch_size * t.accumulate / len(train)
-            say(f"budget    {trainer.steps:,} steps of {t.batch_size * t.accumulate} images = {epochs:,.1f} epochs")
-            if state is not None:
-                trainer.resume(state)
-                state.clear()  # as much memory as the weights and the optimiser take
-                say(f"resumed   at step {trainer.step:,}")
-            if trainer.finished:
-                if group.main:  # killed right after its last checkpoint, it has not drawn its last views
-                    trainer.tidy()
-                    trainer.write_views()
-                raise UserError(
-                    f"{folder} is finished: {trainer.step:,} steps made, {trainer.steps:,} asked for; "
-                    "more with a larger --train.steps N"
-                )
-            if group.main:
-                trainer.open_folder()
-            group.wait()
-            try:
-                trainer.fit()
-            except KeyboardInterrupt:
-                if trainer.saved is None:
-                    say("\nstopped before anything was saved")
-                else:
-                    say(f"\nstopped at step {trainer.saved:,}; go on with: python main.py {_again(args)} --resume")
-                return 130
-            if args.dry_run and group.main:
-                dry_sample(folder, group.device)
+            config, folder = shrink(config), Path(held.enter_context(tempfile.TemporaryDirectory()))
+        group.main_only(lambda: held.enter_context(locked(folder)))
+        if state is None:  # again, now that nobody else can write: one may have finished meanwhile
+            group.main_only(lambda: check_free(folder))
+        board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
+        trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
+        if group.main:
+            describe(trainer, "compiled" if args.compile else "not compiled")
+        if state is not None:
+            trainer.resume(state)
+            state.clear()  # as much memory as the weights and the optimiser take
+            say(f"resumed   at step {trainer.step:,}")
+        if trainer.finished:
+            if group.main:  # killed right after its last checkpoint, it has not drawn its last views
+                trainer.tidy()
+                trainer.write_views()
+            raise UserError(
+                f"{folder} is finished: {trainer.step:,} steps made, {trainer.steps:,} asked for; "
+                "more with a larger --train.steps N"
+            )
+        if group.main:
+            trainer.open_folder()
+        group.wait()
+        try:
+            trainer.fit()
+        except KeyboardInterrupt:
+            if args.dry_run or trainer.saved is None:
+                say("\nstopped; nothing was kept")
+            else:
+                say(f"\nstopped at step {trainer.saved:,}; go on with: python main.py {_again(args)} --resume")
+            return 130
+        if args.dry_run and group.main:
+            dry_sample(folder, group.device)
     say(f"memory    {peak_memory(group.device):.1f} GiB at most")
     if args.dry_run:
         say("dry run   trained, validated, saved, loaded and sampled; nothing was kept")
@@ -287,6 +280,18 @@ def train_run(args, config, state, folder, group):
         say(f"more      python generate.py ddim --ckpt {shlex.quote(f'{folder}/best.pth')}")
         say(f"run       {folder}: last.pth, best.pth, metrics.csv, loss.png, samples/")
     return 0
+
+
+def describe(trainer, compiled):
+    """Print what is trained, where, and for how long."""
+    c, t = trainer.config, trainer.config.train
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    classes, levels = c.model.num_classes or "no", ", ".join(map(str, attended(c))) or "no level"
+    print(f"network   U-Net, {parameters:,} parameters, {classes} classes, attention at {levels}")
+    print(f"device    {trainer.device}, {trainer.precision}, {compiled}, {trainer.processes.world} process(es)")
+    images = t.batch_size * t.accumulate
+    epochs = trainer.steps * images / len(trainer.batches.indices)
+    print(f"budget    {trainer.steps:,} steps of {images} images = {epochs:,.1f} epochs")
 
 
 def dry_sample(folder, device):

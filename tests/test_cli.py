@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_dry_run_does_two_steps_of_everything_and_leaves_nothing(program, tmp_pa
     code, out, _ = program("main", "--dry-run", "--data.count", "20", "--train.batch_size", "4")
     assert code == 0 and "trained, validated, saved, loaded and sampled" in out
     assert [p.name for p in tmp_path.iterdir()] == []
+    assert not Path(re.search(r"^(.+)/last\.pth: ", out, re.M)[1]).exists()
 
 
 def test_dry_run_works_beside_an_existing_run(program):

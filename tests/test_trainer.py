@@ -434,6 +434,18 @@ def test_a_signal_during_training_saves_and_says_how_to_go_on(program, tmp_path,
     assert last(tmp_path / "ckpt/smoke")["step"] == 5
 
 
+def test_a_signal_where_nothing_is_kept_names_no_command_to_go_on_with(program, monkeypatch):
+    def unsaved(self):
+        raise KeyboardInterrupt
+
+    interrupt_at(2)
+    code, out, _ = program("main", *SMOKE, "--dry-run")
+    assert code == 130 and out.endswith("\nstopped; nothing was kept\n")
+    monkeypatch.setattr(Trainer, "fit", unsaved)
+    code, out, _ = program("main", *SMOKE)
+    assert code == 130 and out.endswith("\nstopped; nothing was kept\n")
+
+
 def test_the_command_to_go_on_has_the_flags_that_no_checkpoint_holds():
     def said(*argv):
         return main._again(main.parser().parse_args([*SMOKE, *argv]))
