@@ -128,8 +128,9 @@ def parse_value(name, text):
     kind = field_types()[name]
     try:
         if typing.get_origin(kind) is tuple:
-            values = tuple(int(v) for v in text.replace("x", ",").split(",") if v.strip())
-            fixed = ... not in typing.get_args(kind)
+            fixed = ... not in typing.get_args(kind)  # a height and a width: 64x48 will do, too
+            values = (text.replace("x", ",") if fixed else text).split(",") if text.strip() else ()
+            values = tuple(int(v) for v in values)
             if fixed and len(values) == 1:
                 values *= len(typing.get_args(kind))  # --data.size 64 is 64x64
             if fixed and len(values) != len(typing.get_args(kind)):

@@ -41,6 +41,14 @@ def put(path, save, content):
         save(temp, content)
 
 
+LOCK = ".lock"
+
+
+def is_ours(folder):
+    """Whether `locked` has ever held this folder: what lies in it is then a run's."""
+    return (Path(folder) / LOCK).exists()
+
+
 @contextmanager
 def locked(folder):
     """Hold `folder` for this process.  The lock is the operating system's, so a crash does not leave it behind."""
@@ -49,7 +57,7 @@ def locked(folder):
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from None
     try:

@@ -68,7 +68,8 @@ def parser():
             metavar="B",
             help=f"at once, even if -n is less ({WORK})",
         )
-        s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels visited, 1..T")
+        what = "stages to show; it chooses its own steps" if name == "ode" else "noise levels visited, 1..T"
+        s.add_argument("--steps", type=cli.whole(1), metavar="N", help=what)
         s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
         s.add_argument("--guidance", type=cli.number(), metavar="S", help="1 = conditional, 0 = unconditional")
         s.add_argument("--no-clip", action="store_true", help="do not keep x0-hat in [-1, 1]")

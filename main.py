@@ -32,12 +32,13 @@ from config import (
     to_dict,
 )
 from dataset import pictures, sources
-from files import locked, put
+from files import is_ours, locked, put
 from models import checkpoint
 from trainer import Trainer, peak_memory
 
 DEFAULT = "textiles"  # the preset
 PICTURES = 64  # in the grid of --verify
+WRITES = ("config.json", "metrics.csv", "loss.png", "samples")  # in the run folder, besides checkpoints
 FIXED = (  # what a run keeps for life: another network, other data, or another validation would make its curves lie
     "model.", "diffusion.", "data.size", "data.channels", "data.seed", "data.count", "data.val_fraction",
     "train.seed", "train.val_images",
@@ -137,11 +138,14 @@ def configure(args):
 
 
 def check_free(folder):
-    """A new run never overwrites another, nor what is left of one."""
+    """A new run never overwrites another, nor what is left of one, nor files that no run has written."""
     if (folder / "last.pth").exists():
         raise UserError(f"{folder} holds a run: go on with it by --resume, or choose another folder with --out DIR")
     if (folder / "best.pth").exists():
         raise UserError(f"{folder}/best.pth would be replaced: choose another folder with --out DIR, or move it away")
+    foreign = [] if is_ours(folder) else [name for name in WRITES if (folder / name).exists()]
+    if foreign:
+        raise UserError(f"{folder}/{foreign[0]} is not of a run, and would be replaced; choose another with --out DIR")
 
 
 def fit_classes(config, images, explicit):
@@ -179,6 +183,11 @@ def verify(config, images, train, val):
 def export(args):
     """Write what is needed for sampling, in half precision, from the run's best.pth."""
     best = run_folder(args) / "best.pth"
+    other = next((flag for flag in ("resume", "verify", "dry_run") if getattr(args, flag)), None)
+    if other:
+        raise UserError(f"--export {args.export} does nothing else: leave out --{other.replace('_', '-')}")
+    if not best.exists():
+        raise UserError(f"there is no {best} yet: train first, or name the run by --preset or --out")
     if Path(args.export).exists():
         raise UserError(f"--export {args.export}: it exists already; choose another name, or move it away")
     checkpoint.slim(best, args.export)
@@ -191,7 +200,8 @@ def list_presets():
     for name, config in PRESETS.items():
         t = config.train
         budget = f"{t.steps:,} steps" if t.steps else f"{t.epochs:,} epochs"
-        print(f"{name}\n    {_shown(config.data.size)} pixels, {budget} of {t.batch_size * t.accumulate} images")
+        height, width = config.data.size
+        print(f"{name}\n    {height}x{width} pixels, {budget} of {t.batch_size * t.accumulate} images")
         print(textwrap.indent(textwrap.fill(ABOUT[name], 100), "    "))
 
 

@@ -99,7 +99,8 @@ def choose_device(name, local=0):
         raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: no CUDA device here; use --device cpu")
+            lacks = "no CUDA device or driver here" if torch.version.cuda else "this PyTorch was built without CUDA"
+            raise UserError(f"--device {name}: {lacks}; use --device cpu")
         device = torch.device("cuda", local if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
             raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")

@@ -404,8 +404,9 @@ class Trainer:
         self.tidy()
         put(self.folder / "config.json", Path.write_text, json.dumps(to_dict(self.config), indent=2) + "\n")
         x, _ = self.batches(0)
+        x = x[: math.isqrt(min(36, len(x))) ** 2]  # as many as fill a square
         scale = pictures.readable_scale(self.config.data.size)
-        grid = pictures.grid(pictures.upscale(to_uint8(x[:36]).cpu(), scale))
+        grid = pictures.grid(pictures.upscale(to_uint8(x).cpu(), scale))
         put(self.folder / "samples" / "data.png", pictures.save_png, grid)
         if self.rows:
             self.write_views()
@@ -446,11 +447,17 @@ class Trainer:
                 "skipped": self.skipped.item(),
                 "streak": self.streak.item(),
                 "train_images": len(self.batches.indices),
+                "train_greys": self._greys(),
             }
         checkpoint.save(
             self.folder / name, self.config,
             model=self.model.state_dict(), ema=self.ema.model.state_dict(), step=self.step, **more,
         )  # fmt: skip
+
+    def _greys(self):
+        """The mean grey level of each of up to 1,000 training images: by it they are known when the run goes on."""
+        some = self.batches.indices[:: max(1, len(self.batches.indices) // 1000)]
+        return torch.tensor([self.images.pixels[i].mean() for i in some])
 
     def resume(self, state):
         """Continue from what `checkpoint.load(last.pth)` returned."""
@@ -461,6 +468,13 @@ class Trainer:
             raise UserError(
                 f"the data has changed: {len(self.batches.indices)} training images, "
                 f"{before} when {path} was saved; bring them back or start a new run with --out"
+            )
+        # another decoder may round otherwise; a picture that was exchanged has another mean
+        before, now = state.get("train_greys"), self._greys()
+        if before is not None and (before.shape != now.shape or (before - now).abs().max() > 2):
+            raise UserError(
+                f"the data has changed: other pictures than when {path} was saved; "
+                "bring them back or start a new run with --out"
             )
         if (before := state["classes"]) != self.classes:  # a folder renamed: the labels would mean other things
             raise UserError(

@@ -74,7 +74,10 @@ def load(
     path = os.path.abspath(os.path.expanduser(source))
     if not source or not os.path.exists(path):
         hint, accepted = did_you_mean(source.lower(), NAMES), f"{', '.join(NAMES)}, hf:NAME, or {folder.ACCEPTED}"
-        raise UserError(f"no source is called {source!r}{hint}, and there is no {path}; accepted: {accepted}")
+        raise UserError(
+            f"no source is called {source!r} (from --data, else the preset's or the checkpoint's own), "
+            f"and there is no {path}{hint}; accepted: {accepted}"
+        )
     pixels, labels, classes, skipped = folder.read(Path(path), size=size, channels=channels, cache=cache)
     return Images(pixels, labels, classes, os.path.basename(path), skipped)
 

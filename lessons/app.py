@@ -220,11 +220,12 @@ class Handler(BaseHTTPRequestHandler):
 
 def listed(path):
     """{name: path} of the checkpoints to choose from: the one asked for, the runs in ckpt/, the one shipped with us."""
-    found = [Path(path), *sorted(Path("ckpt").glob("*/best.pth")), cli.SHIPPED]
-    unique = {p.resolve(): p for p in reversed(found)}
-    names = {}
-    for p in reversed(unique.values()):
-        names[p.stem if p.parent.name == "assets" else f"{p.parent.name}/{p.stem}"] = p
+    names, known = {}, set()
+    for p in (Path(path), *sorted(Path("ckpt").glob("*/best.pth")), cli.SHIPPED):
+        name = p.stem if p.parent.name == "assets" else f"{p.parent.name}/{p.stem}"
+        if p.resolve() not in known:
+            names[str(p) if name in names or not p.parent.name else name] = p
+        known.add(p.resolve())
     return names
 
 

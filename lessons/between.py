@@ -53,7 +53,7 @@ def morph(lab, seeds=(0, 1), frames=40, n=4, along="slerp", steps=None, label=No
     """A film from the pictures of one seed to those of the next: every frame is a picture made from noise in between.
 
     Each frame is a whole picture and not a cross-fade, so motifs jump or grow where two of them meet.  With --along
-    lerp the frames half way go flat and dull: the noise there is too weak, and the network takes that for less detail.
+    lerp the frames half way go plain and pale: the noise there is too weak, and the network takes that for less detail.
     """
     if len(seeds) < 2:
         raise UserError(f"--seeds {','.join(map(str, seeds))}: a morph needs two seeds or more, like --seeds 0,1")

@@ -38,7 +38,7 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
     """What a pixel looks at: attention weights of one layer, for a few pixels, over the network's guess of the picture.
 
     The square is the pixel that asks and bright is where it looks; each column is a head, with a habit of its own.
-    Some look far away, at places of one kind such as the corners of a motif: convolutions need many layers for that.
+    Some look far away, at one and the same place of every repeat of a motif: convolutions need many layers for that.
     """
     known = layers(lab.model)
     if not known:

@@ -8,6 +8,7 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import cli
 import explore
 from dataset.pictures import grid
 from dataset.pixels import to_uint8
@@ -299,6 +301,15 @@ def test_every_checkpoint_has_a_name_of_its_own(run_folder, tmp_path, monkeypatc
     shutil.copy(run_folder / "best.pth", tmp_path / "ckpt" / "mine" / "best.pth")
     assert list(listed("ckpt/mine/best.pth")) == ["mine/best", "textiles"]
     assert list(listed(run_folder / "last.pth")) == ["smoke/last", "mine/best", "textiles"]
+    assert list(listed(cli.SHIPPED)) == ["textiles", "mine/best"]
+    Path("small.pth").touch()
+    assert list(listed("small.pth")) == ["small.pth", "mine/best", "textiles"]
+    other = tmp_path / "elsewhere/mine/best.pth"  # another run of the same name
+    assert listed(other) == {
+        "mine/best": other,
+        "ckpt/mine/best.pth": Path("ckpt/mine/best.pth"),
+        "textiles": cli.SHIPPED,
+    }
 
 
 def test_stopping_ends_a_walk_under_way(run_folder):

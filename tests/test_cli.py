@@ -68,7 +68,7 @@ def test_list_presets_names_every_preset_and_its_data(program):
     for name in PRESETS:
         assert f"\n{name}\n" in "\n" + out
     assert "16,185" in out and "1,059" in out
-    assert "fabrics\n    64,64 pixels, 500,000 steps of 64 images\n" in out  # two batches of 32 a step
+    assert "fabrics\n    64x64 pixels, 500,000 steps of 64 images\n" in out  # two batches of 32 a step
 
 
 def test_help_lists_every_field(program):
@@ -245,7 +245,12 @@ MAIN_MISTAKES = [
     (["--data", "empty"], "empty"),
     (["--data", "text.zip"], "text.zip"),
     (["--model.channels", "6"], "multiple of 4"),
-    (["--model.channel_mults", ","], "--model.channel_mults"),
+    (["--model.channel_mults", ","], "--model.channel_mults ,: expected whole numbers"),
+    (["--model.channel_mults", "1,x"], "--model.channel_mults 1,x: expected whole numbers"),
+    (["--model.channel_mults", "1x2"], "--model.channel_mults 1x2: expected whole numbers"),
+    (["--model.channel_mults", "1,2,"], "--model.channel_mults 1,2,: expected whole numbers"),
+    (["--model.channel_mults", ""], "--model.channel_mults ()"),
+    (["--data.size", "32x"], "--data.size 32x: expected whole numbers"),
     (["--model.heads", "3"], "divisor"),
     (["--model.dropout", "1"], "--model.dropout"),
     (["--model.decoder_blocks", "1,2,3"], "--model.decoder_blocks"),
@@ -846,6 +851,33 @@ def test_a_folder_with_any_checkpoint_is_not_trained_into(program, run_folder, t
     code, _, err = program("main", *SMOKE, "--out", "run")
     assert code == 2 and "choose another folder with --out" in err
     assert [p.name for p in (tmp_path / "run").iterdir()] == [left]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "loss.png", "samples/data.png"])
+def test_what_no_run_has_written_is_not_replaced(program, tmp_path, name):
+    (tmp_path / "run/samples").mkdir(parents=True) if "/" in name else (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    code, _, err = program("main", *SMOKE, "--out", "run")
+    assert code == 2 and err.startswith(f"error: run/{name.split('/')[0]} is not of a run, and would be replaced"), err
+    assert [p.read_text() for p in (tmp_path / "run").rglob("*") if p.is_file()] == ["mine"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_can_be_started_again(program, tmp_path):
+    assert program("main", *SMOKE, "--train.steps", 1, "--out", "run")[0] == 0
+    for left in ("last.pth", "best.pth"):
+        (tmp_path / "run" / left).unlink()
+    assert program("main", *SMOKE, "--train.steps", 1, "--out", "run")[0] == 0
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--verify", "--dry-run"])
+def test_export_does_nothing_else(program, run_folder, flag):
+    code, _, err = program("main", "--out", run_folder, "--export", "small.pth", flag)
+    assert code == 2 and f"leave out {flag}" in err and not Path("small.pth").exists()
+
+
+def test_export_of_a_run_that_is_not_there_says_what_to_do(program):
+    code, _, err = program("main", "--export", "small.pth")
+    assert code == 2 and "no ckpt/textiles/best.pth yet: train first" in err
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,16 @@ def test_a_device_with_a_number_is_refused_where_every_process_needs_its_own(mon
             start("cuda:0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # one process on each of two machines may name its own
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no CUDA device here"):
+    with pytest.raises(UserError, match=r"no CUDA device or driver here|built without CUDA"):
         start("cuda:0")
+
+
+@pytest.mark.parametrize(("built", "said"), [("12.8", "no CUDA device or driver"), (None, "built without CUDA")])
+def test_why_there_is_no_cuda_is_said(monkeypatch, built, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    with pytest.raises(UserError, match=f"--device cuda: .*{said}"):
+        start("cuda")
 
 
 def test_alone_a_process_is_the_main_one_whatever_number_a_cluster_gave_it(monkeypatch):

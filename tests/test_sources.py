@@ -200,7 +200,7 @@ def test_a_name_wins_over_a_folder_of_that_name_and_a_path_reaches_it(tmp_path):
     [("cifar-10", "cifar10"), ("CIFAR10", "cifar10"), ("textile", "textiles"), ("cifar10_cars", "cifar10-cars")],
 )
 def test_a_misspelt_name_gets_the_nearest_one(source, hint):
-    with pytest.raises(UserError, match=rf"\(did you mean {hint}\?\), and there is no "):
+    with pytest.raises(UserError, match=rf" \(did you mean {hint}\?\); accepted: "):
         load(source)
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -576,6 +577,25 @@ def test_resume_refuses_classes_that_changed_places():
     state["classes"] = state["classes"][::-1]
     with pytest.raises(UserError, match="the data has changed: classes stripes, zigzag"):
         small().resume(state)
+
+
+def test_resume_refuses_other_pictures_but_no_other_rounding():
+    """As many, under the same names; a newer decoder may round otherwise."""
+    t = small()
+    t.save()
+    for exchanged in (False, True):
+        other = small()
+        pixels, one = other.images.pixels ^ 1, other.batches.indices[-1]  # every last bit is another
+        pixels[one] = 255 - pixels[one] if exchanged else pixels[one]
+        other.images = replace(other.images, pixels=pixels)
+        if exchanged:
+            with pytest.raises(UserError, match=r"other pictures than when .*last\.pth was saved; bring them back"):
+                other.resume(last(t.folder))
+            older = last(t.folder)
+            del older["train_greys"]
+            other.resume(older)  # which cannot know
+        else:
+            other.resume(last(t.folder))
 
 
 # ---------------------------------------------------------------- NaN
