@@ -103,10 +103,7 @@ def several(one):
     """An argparse type: values of the argparse type `one`, with commas between."""
 
     def parse(text):
-        values = tuple(one(word) for word in text.split(",") if word.strip())
-        if not values:
-            raise argparse.ArgumentTypeError(f"{text!r} holds no value; give one or more, with commas between")
-        return values
+        return tuple(one(word) for word in text.split(","))
 
     return parse
 

@@ -364,11 +364,12 @@ def test_the_limits_of_a_number_are_themselves_allowed():
 
 def test_words_shares_and_lists_are_taken_whole_or_refused_by_name():
     paths = cli.several(cli.one_of({"slerp": 1, "lerp": 2}))
-    assert paths("lerp,slerp") == ("lerp", "slerp") and cli.several(cli.whole(1))("3,") == (3,)
+    assert paths("lerp,slerp") == ("lerp", "slerp") and paths("lerp") == ("lerp",)
     assert (cli.fraction("0"), cli.fraction("1")) == (0.0, 1.0)
     for parse, text, said in (
         (paths, "slerp,line", "'line' is not one of slerp, lerp"),
-        (paths, ",", "',' holds no value"),
+        (paths, "lerp,", "'' is not one of slerp, lerp"),
+        (cli.several(cli.whole(1)), "3,,4", "'' is not a whole number of at least 1"),
         (cli.fraction, "1.01", "'1.01' is not a number from 0 to 1"),
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=said):

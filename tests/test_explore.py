@@ -191,7 +191,7 @@ def test_the_first_line_of_a_lesson_is_its_help(program, name):
         (["nothing"], "invalid choice"),
         (["steps", "--counts", "0"], "is not a whole number of at least 1"),
         (["steps", "--counts", "1,2,51"], "--counts 51: this checkpoint has T = 50, so 1 to 50"),
-        (["steps", "--counts", ","], "argument --counts: ',' holds no value"),
+        (["steps", "--counts", ","], "argument --counts: '' is not a whole number of at least 1"),
         (["steps", "--label", "none", "--guidance", "5"], "--guidance: there is nothing to guide by without a class;"),
         (["forward", "--levels", "51"], "--levels 51: this checkpoint has T = 50, so 0 to 50"),
         (["forward", "--picture", "99"], "--picture 99: there are 2 held-out pictures"),
