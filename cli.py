@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -26,14 +27,18 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")  # `run` looks for it
 
     def error(self, message):
-        raise UserError(f"{message}; {self.prog} --help lists everything")
+        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        hint = did_you_mean(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""
+        raise UserError(f"{message}{hint}; {self.prog} --help lists everything")
 
     def parse_args(self, args=None, namespace=None):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
             flags = self.flags()
-            hint = f" here: it is for {', '.join(flags[word])}" if flags.get(word) else did_you_mean(word, flags)
+            fields = [flag for flag in flags if flag.endswith(f".{word.lstrip('-')}")]  # --lr for --train.lr
+            hint = f" (did you mean {fields[0]}?)" if fields else did_you_mean(word, flags)
+            hint = f" here: it is for {', '.join(flags[word])}" if flags.get(word) else hint
             self.error(f"unknown argument {word}{hint}")
         return found
 
@@ -219,9 +224,9 @@ def run(main, argv=None):
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is half-written, and the same command starts again", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output went away; nothing is wrong
+    except BrokenPipeError:  # the reader of our output went away, perhaps before the work was done
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered must not fail at exit
-        return 0
+        return 128 + signal.SIGPIPE  # as any program then ends
     except (UserError, OSError, MemoryError, RuntimeError, ValueError) as error:
         expected = isinstance(error, (UserError, OSError, MemoryError)) or _out_of_memory(error)
         if "--debug" in argv or not expected:

@@ -66,7 +66,7 @@ def main(argv):
     device = processes.choose_device(args.device)
     model, config, state = checkpoint.load_model(path, device, args.weights)
     diffusion = variants.from_config(config.diffusion).to(device)
-    steps = cli.check_level("--steps", args.steps or min(config.sample.steps, diffusion.T), diffusion.T)
+    steps = cli.check_level("--steps", args.steps or config.sample.steps, diffusion.T)
     label = generate.find_label(args.label, config, state, path)
     if args.guidance is not None and label is None:
         raise UserError("--guidance: there is nothing to guide by without a class; give one with --label NAME")

@@ -29,7 +29,7 @@ FAULTS = [
     ("timestep label off by one in the loss", "diffusion/process.py", "model(self.q_sample(x_0, t, eps), t, y)",
      "model(self.q_sample(x_0, t, eps), t - 1, y)", MATHS),
     ("t drawn from 0..T-1", "diffusion/process.py", "torch.randint(1, self.T + 1,", "torch.randint(0, self.T,", MATHS),
-    ("missing square root in q(x_t | x_0)", "diffusion/process.py", "ab.sqrt(), (1 - ab).sqrt()", "ab.sqrt(), 1 - ab", MATHS),
+    ("missing square root in q(x_t | x_0)", "diffusion/schedule.py", "(1 - self.alpha_bar).sqrt()", "1 - self.alpha_bar", MATHS),
     ("posterior coefficients swapped", "diffusion/process.py",
      "column(of_x_0, x_t) * x_0 + column(of_x_t, x_t) * x_t", "column(of_x_t, x_t) * x_0 + column(of_x_0, x_t) * x_t", MATHS),
     ("beta not re-spaced for a skipped step", "diffusion/process.py", "alpha = ab_t / ab_s  ",
@@ -38,7 +38,7 @@ FAULTS = [
     ("noise on the last step", "diffusion/samplers.py", "noise_like(x) if s > 0 else mean", "noise_like(x)", MATHS),
     ("eps not re-derived after clipping", "diffusion/process.py",
      "eps = (x_t - at(self.signal, t, x_t) * x0) / at(self.noise, t, x_t)", "pass", MATHS),
-    ("sigma forgotten under the root of DDIM", "diffusion/samplers.py", "(1 - ab_s - sigma**2)", "(1 - ab_s)", MATHS),
+    ("sigma forgotten under the root of DDIM", "diffusion/samplers.py", "(1 - ab[s] - sigma**2)", "(1 - ab[s])", MATHS),
     ("sign of v flipped", "diffusion/process.py", "* eps - at(self.noise, t, x_0) * x_0", "* eps + at(self.noise, t, x_0) * x_0", MATHS),
     ("min-SNR divided by SNR for v", "diffusion/process.py", '"v": snr + 1', '"v": snr', MATHS),
     ("guidance scale taken as the paper's w", "diffusion/process.py", "unconditional + guidance * (",
@@ -75,6 +75,7 @@ FAULTS = [
     ("the bound teaching the mean too", "diffusion/learned_variance.py", "prediction.detach()", "prediction", "tests/test_learned_variance.py"),
     ("biased covariance in the Frechet distance", "evaluation/frechet.py", "(len(x) - 1)", "len(x)", "tests/test_evaluate.py"),
     ("a point's similarity to itself in the kernel distance", "evaluation/kernel.py", "(xx.sum() - xx.trace())", "xx.sum()", "tests/test_evaluate.py"),
+    ("inversion turned the wrong way", "diffusion/invert.py", "(x + turn.sin() * v)", "(x - turn.sin() * v)", "tests/test_edit.py"),
     ("known pixels not noised in inpainting", "diffusion/inpaint.py", "+ schedule.noise[s] * noise_like(x)", "", "tests/test_edit.py"),
 ]
 # fmt: on

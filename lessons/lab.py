@@ -92,7 +92,7 @@ class Lab:
 
     def spaced(self, steps=None, sampler="ddim"):
         """The levels of a sampler's walk in this many steps.  None takes the checkpoint's own number."""
-        steps = min(self.config.sample.steps, self.T) if steps is None else steps
+        steps = self.config.sample.steps if steps is None else steps
         cli.check_level("--steps", steps, self.T)
         return SPACINGS[sampler](self.schedule, steps) if sampler in SPACINGS else spaced(self.T, steps)
 

@@ -85,3 +85,10 @@ def test_ratios_are_to_the_best_peer_by_images_and_to_the_best_by_flops_round_by
         "net, train, by the clock: 0.80 times the images/s of small, 1.25 times the FLOP/s of same"
     )
     assert compare.ratios({"net": {"ours": contestant([1], 1)}}) == ""
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault[0])
+def test_the_place_of_every_planted_fault_is_there_once(fault):
+    _, file, right, wrong, tests = fault
+    assert (faults.ROOT / file).read_text().count(right) == 1 and wrong != right
+    assert all((faults.ROOT / test).is_file() for test in tests.split())

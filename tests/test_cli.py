@@ -214,6 +214,7 @@ MAIN_MISTAKES = [
     (["--preset", "xyz"], "--list-presets"),
     (["--trian.lr", "1"], "did you mean --train.lr?"),
     (["--train.lrr", "1"], "did you mean --train.lr?"),
+    (["--lr", "1e-4"], "unknown argument --lr (did you mean --train.lr?)"),
     (["--train.lr", "fast"], "--train.lr fast: expected a number"),
     (["--train.lr", "nan"], "finite"),
     (["--train.lr", "inf"], "finite"),
@@ -344,13 +345,15 @@ def test_an_error_of_the_system_names_the_file(capsys):
     assert capsys.readouterr().err == "error: nowhere/a.png: No such file or directory\n"
 
 
-def test_a_reader_that_goes_away_is_no_mistake(capsys, monkeypatch):
+def test_a_reader_that_goes_away_gets_no_line_and_the_code_of_a_broken_pipe(capsys, monkeypatch):
+    """The work may not have been done, so it is no success."""
+
     def unread(argv):
         raise BrokenPipeError
 
     closed = []
     monkeypatch.setattr(os, "dup2", lambda nowhere, stdout: closed.append(stdout))
-    assert cli.run(unread, []) == 0 and closed == [1]
+    assert cli.run(unread, []) == 141 and closed == [1]
     assert capsys.readouterr() == ("", "")
 
 
@@ -722,6 +725,8 @@ GENERATE_MISTAKES = [
     (["ddim", "--guidance", "3", "--label", "none"], "nothing to guide by without a class"),
     (["ddim", "--upscale", "0"], "--upscale"),
     (["ddim", "--stpes", "5"], "did you mean --steps?"),
+    (["dpmp"], "(did you mean dpmpp?)"),
+    (["ddim", "--weights", "emma"], "(did you mean ema?)"),
     (["ddpm", "--eta", "0.5"], "unknown argument --eta here: it is for ddim;"),
     (["ddpm", "--spacing=time"], "unknown argument --spacing here: it is for ddim, dpmpp;"),
     (["ddim", "--device", "cuda:99"], "--device"),
