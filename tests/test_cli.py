@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -22,11 +23,11 @@ import explore
 import generate
 import main
 from benchmarks import kill
-from config import PRESETS, UserError, check, field_types, override, parse_value
+from config import PRESETS, Sample, UserError, check, field_types, override, parse_value
 from dataset import pictures, sources
 from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced
+from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced, spaced_rho
 from models import checkpoint
 from models.attention import Attention
 from trainer import total_steps
@@ -779,6 +780,17 @@ def test_solvers_count_their_network_evaluations_and_record_their_options(
     assert code == 0 and recorded.items() <= settings.items() and settings["steps"] == 6
     assert settings["evaluations"] == evaluations or (evaluations is None and settings["evaluations"] > 6)
     assert f"{settings['evaluations']} network evaluations" in out
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_by_default_a_sampler_does_what_generate_tells_it(name):
+    """Lessons and the reader call it without options, and are to see the same pictures."""
+    own = inspect.signature(SAMPLERS[name]).parameters
+    told = generate.defaults(name, Sample().eta)
+    for option in told.keys() - {"spacing", "rho"}:
+        assert own[option].default == told[option]
+    if "rho" in told:
+        assert inspect.signature(spaced_rho).parameters["rho"].default == told["rho"]
 
 
 def test_spacing_rho_and_tol_change_the_pictures(program, run_folder):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import edit
+from config import UserError
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
@@ -177,6 +178,13 @@ def test_a_step_from_hardly_any_signal_straight_to_the_picture_is_not_walked_bac
     assert code == 2 and err.startswith("error: --steps 1: the step from 50 to 0 is too long"), err
 
 
+@pytest.mark.parametrize("walk", [invert, partial(inpaint, picture=torch.zeros(1, 1, 1, 2), known=torch.tensor(True))])
+def test_editing_builds_no_graph_and_leaves_the_callers_grad_mode_alone(walk):
+    weight = torch.ones(1, requires_grad=True)
+    for step in walk(lambda x, t: (x * weight, x * weight), SCHEDULE, torch.ones(1, 1, 1, 2), timesteps=[3, 1]):
+        assert torch.is_grad_enabled() and not step.x.requires_grad and not step.x0.requires_grad
+
+
 # ---------------------------------------------------------------- image to image
 
 
@@ -202,6 +210,14 @@ def test_image_to_image_returns_the_image_at_level_1_and_forgets_it_at_T():
 def test_a_picture_to_edit_takes_the_height_and_the_width_of_the_run(tmp_path):
     Image.new("L", (30, 10)).save(tmp_path / "a.png")
     assert reference.open_picture(tmp_path / "a.png", (4, 6), 3).shape == (3, 4, 6)
+
+
+def test_a_picture_to_edit_is_opened_in_the_formats_of_the_training_data_alone(tmp_path):
+    """Whatever it is called: a decoder that nobody needs is one more way in."""
+    for kind in ("TIFF", "PPM", "EPS"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format=kind)
+        with pytest.raises(UserError, match=r"a\.png: not a readable image \(PNG, JPEG"):
+            reference.open_picture(tmp_path / "a.png", (8, 8), 3)
 
 
 def test_masks_are_what_their_names_say():

@@ -1,5 +1,6 @@
 """Distances, the likelihood bound and the nearest neighbour against closed forms; evaluate.py as a user meets it."""
 
+import hashlib
 import json
 import math
 import os
@@ -103,6 +104,13 @@ def test_kernel_distance_uses_subsets_that_differ():
     assert kernel_distance(x, y, subsets=20) == (mean, std, size)
 
 
+@pytest.mark.parametrize(
+    ("m", "n", "asked", "size"), [(30, 50, 1000, 15), (50, 31, 1000, 15), (30, 50, 9, 9), (2, 3, 9, 2)]
+)
+def test_the_subsets_are_as_large_as_asked_for_and_at_most_half_of_the_smaller_set(m, n, asked, size):
+    assert kernel_distance(normal(m, 4), normal(n, 4, seed=1), subsets=2, size=asked)[2] == size
+
+
 def test_kernel_distance_and_its_deviation_are_those_of_mmd2_over_subsets_without_repeats():
     """A repeated point would count as a pair at no distance, which raises the mean."""
     x, y, rng = normal(12, 4), normal(14, 4, seed=1) + 0.5, np.random.default_rng(1)
@@ -138,6 +146,30 @@ def test_random_features_grow_with_the_contrast_around_mid_grey():
     assert_close(see(strong), 3 * see(faint))
 
 
+def test_random_features_are_means_and_deviations_of_three_layers_by_hand():
+    """3x3 filters of He's deviation √(2 / 9C), ReLU; and halved, edges whole, between the layers."""
+    picture = torch.randint(0, 256, (1, 3, 9, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rng, x, expected, digest = np.random.default_rng(0), picture[0].double().numpy() / 127.5 - 1, [], hashlib.sha256()
+    for narrow, wide in ((3, 16), (16, 32), (32, 64)):
+        filters = rng.standard_normal((wide, narrow, 3, 3), dtype=np.float32) * np.float32(np.sqrt(2 / (9 * narrow)))
+        digest.update(filters.tobytes())
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1)), "edge"), (3, 3), (1, 2))
+        x = np.einsum("chwij,dcij->dhw", windows, filters).clip(min=0)
+        expected += [x.mean((1, 2)), x.std((1, 2), ddof=1)]
+        H, W = x.shape[1:]
+        x = np.array([[x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, W, 2)] for i in range(0, H, 2)])
+        x = x.transpose(2, 0, 1)
+    see = features.extractor("random")
+    assert_close(see(picture)[0].double(), torch.from_numpy(np.concatenate(expected)), rtol=1e-4, atol=1e-5)
+    assert see.digest == digest.hexdigest()
+
+
+def test_pixel_features_are_the_means_of_an_eight_by_eight_thumbnail():
+    picture = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    blocks = picture.double().view(2, 3, 8, 2, 8, 3).mean((3, 5)) / 255
+    assert_close(features.extractor("pixels")(picture).double(), blocks.flatten(1), rtol=1e-5, atol=0)
+
+
 def test_transparent_pictures_are_seen_on_white():
     rgba = torch.tensor([200, 100, 0, 102], dtype=torch.uint8).view(1, 4, 1, 1)  # 40 % opaque
     assert features.rgb(rgba).flatten().tolist() == [233, 193, 153]
@@ -147,6 +179,8 @@ def test_only_inception_is_called_fid():
     assert compare.names("inception") == ("fid", "kid") and compare.titles("inception") == ("FID", "KID")
     for name in ("random", "pixels"):
         assert "fid" not in " ".join(compare.names(name)) and "FID" not in " ".join(compare.titles(name))
+        assert [name in title for title in compare.titles(name)] == [True, True]
+        assert compare.titles(name)[0].startswith("Frechet") and compare.names(name)[0].startswith("frechet")
 
 
 def test_compare_takes_uint8_pictures_and_gives_numbers():
@@ -224,6 +258,27 @@ def test_strata_cover_every_level_once(T, n):
     assert len(stretches) <= n
 
 
+@pytest.mark.parametrize("levels", [6, 39])
+def test_the_bound_is_its_terms_by_hand_each_through_noise_of_its_own(levels):
+    """And builds no graph, though the network has weights to learn."""
+    schedule, x_0 = linear(40, 1e-3, 0.3), ((normal(2, 1, 4, 4) * STD + MU).clamp(-1, 1) * 127.5).round() / 127.5
+    weight, perfect, noise, expected = torch.ones((), requires_grad=True), gaussian(schedule, MU, STD), seeded(), []
+    denoise = lambda x, t: tuple(weight * z for z in perfect(x, t))  # noqa: E731
+    found = list(bound.bound(denoise, schedule, x_0, seeded(), lambda a, b: (a + b) // 2, levels, "large"))
+    for first, last_ in [(1, 1), *bound.strata(40, levels)]:
+        t = (first + last_) // 2
+        x_t = schedule.alpha_bar[t].sqrt() * x_0 + (1 - schedule.alpha_bar[t]).sqrt() * noise(x_0)
+        if t == 1:
+            term = bound.decoder_term(schedule, perfect, x_0, x_t, "large")
+        else:
+            term = (last_ - first + 1) * bound.step_term(schedule, perfect, x_0, x_t, t, "large")
+        expected.append(term)
+    expected.append(bound.prior_term(schedule, x_0))
+    for nats, term in zip(found, expected, strict=True):
+        assert not nats.requires_grad
+        assert_close(nats, term)
+
+
 def test_few_levels_give_the_whole_bound_on_average():
     schedule, x_0 = linear(40, 1e-3, 0.3), (normal(300, 1, 4, 4) * STD + MU).clamp(-1, 1)
     rng = np.random.default_rng(0)
@@ -293,6 +348,20 @@ def test_nearest_are_in_order_whatever_lies_between_them(chunk):
     assert index.tolist() == [[3, 4, 1], [0, 2, 1]] and distance.tolist() == [[20, 60, 80], [20, 40, 80]]
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 20, 1024])
+def test_nearest_is_that_of_all_distances_by_hand(chunk):
+    """Dark and bright ones among them, the first and the last too, and whatever the chunks are."""
+    rng = np.random.default_rng(0)
+    brightness = rng.permutation(np.linspace(0.1, 1, 20))[:, None, None, None]
+    training = (brightness * rng.integers(0, 256, (20, 3, 2, 2))).astype(np.uint8)
+    some = training[rng.permutation(20)].astype(np.int16) + rng.integers(-9, 10, (20, 3, 2, 2))
+    some = some.clip(0, 255).astype(np.uint8)
+    all_ = np.sqrt(((some[:, None].astype(float) - training[None]) ** 2).mean((2, 3, 4)))
+    distance, index = (found[:, 0] for found in nearest(torch.from_numpy(some), training, chunk=chunk))
+    assert index.tolist() == all_.argmin(1).tolist() and sorted(index.tolist()) == list(range(20))
+    assert_close(distance, torch.from_numpy(all_.min(1)))
+
+
 def test_verdict_tells_copies_from_new_pictures():
     unseen, fresh = 20 + normal(200).abs(), 20 + normal(200, seed=1).abs()
     same, copies = verdict(fresh, unseen), verdict(torch.zeros(200, dtype=torch.float64), unseen)
@@ -308,6 +377,18 @@ def test_verdict_by_hand():
     assert found["closer"] == pytest.approx((20 + 19 + 10.5 + 0) / (4 * 21))
     assert found["error"] == pytest.approx((26 / (12 * 4 * 21)) ** 0.5)
     assert not found["memorised"] and found["closer"] > 0.5 + 0.3 * found["error"]
+    assert verdict(torch.tensor([0.99, 1.01], dtype=torch.float64), unseen)["very_close"] == 0.5
+
+
+def test_verdict_calls_it_memory_from_three_standard_errors_on():
+    n, said = 200, []
+    for closer_by in range(0, 40, 2):
+        share = 1 - (1 - closer_by / n) ** 2 / 2  # of the pairs i - closer_by < j, those of equal places counted half
+        found = verdict(torch.arange(n).double() - closer_by, torch.arange(n).double())
+        assert found["closer"] == pytest.approx(share)
+        assert found["memorised"] == (share > 0.5 + 3 * ((2 * n + 1) / (12 * n * n)) ** 0.5)
+        said.append(found["memorised"])
+    assert 5 < sum(said) < 15
 
 
 def test_a_split_of_the_reference_is_that_of_the_training_with_its_labels():

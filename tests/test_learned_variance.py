@@ -106,6 +106,7 @@ def test_the_loss_is_the_simple_one_and_the_term_of_the_bound_at_each_t(predicti
             nats = bound.step_term(schedule, denoise, x_0[one], x_t, level, "learned")
         terms.append(bound.in_bits(nats, x_0))
     simple = plain.loss(lambda *_: said, x_0, t=t, eps=eps)
+    assert LAMBDA == 0.001  # as in the paper
     assert_close(hybrid(d, output, said), simple + LAMBDA * 40 * torch.cat(terms))
 
 
@@ -171,9 +172,24 @@ def test_the_loss_and_its_gradients_are_finite_at_every_level_in_float32(schedul
         assert torch.isfinite(torch.autograd.grad(loss.sum(), output)[0]).all()
 
 
+def test_the_term_of_float32_pictures_is_that_of_the_same_numbers_in_float64():
+    """Where two means nearly agree, float32 would keep two digits of their distance."""
+    d, t, output = LearnedVariance(linear(), "v"), torch.tensor([1, 2, 500, 987]), normal(4, 2, 3, 3, seed=2).float()
+    x_0, x_t = pixels(4, 1, 3, 3).float(), normal(4, 1, 3, 3, seed=1).float()
+    guess = Guess(*d.to_x0_eps(output[:, :1], x_t, t), share(output[:, 1:]), d.schedule)
+    exact = d.vlb_term(guess.to(torch.float64), x_0.double(), x_t.double(), t)
+    assert_close(d.vlb_term(guess, x_0, x_t, t), exact, rtol=0, atol=0)
+
+
 def test_one_level_is_refused():
     with pytest.raises(ValueError, match="at least 2 levels"):
         LearnedVariance(linear(1, 0.999, 0.999))
+
+
+def test_two_levels_are_enough():
+    (x_0, eps, _), said = batch(), normal(4, 2, 3, 3, seed=2)
+    loss = LearnedVariance(linear(2, 0.9, 0.99)).loss(lambda *_: said, x_0, t=torch.tensor([1, 2, 1, 2]), eps=eps)
+    assert torch.isfinite(loss).all()
 
 
 # ---------------------------------------------------------------- sampling

@@ -1,5 +1,6 @@
 """The forward process and its algebra, against closed forms, in float64."""
 
+import inspect
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from config import Diffusion
+from diffusion import variants
 from diffusion.process import PREDICTIONS, GaussianDiffusion, q_posterior
 from diffusion.schedule import cosine, linear, zero_terminal
 
@@ -189,6 +191,25 @@ def test_t_is_drawn_uniformly_from_1_to_T():
     counts = torch.bincount(drawn[0], minlength=6)
     assert len(counts) == 6 and counts[0] == 0
     assert (counts[1:] > 850).all()
+
+
+@pytest.mark.parametrize("process", variants.PROCESSES)
+def test_where_nothing_is_given_the_loss_draws_the_levels_and_then_the_noise(process):
+    d, x_0 = variants.from_config(Diffusion(process=process, T=1000)), images(4, 2, 3, 3)
+    network = lambda x, t, y: torch.cat([x, x.cos()], 1) if process == "learned_variance" else x.sin()  # noqa: E731
+    torch.manual_seed(0)
+    drawn = d.loss(network, x_0)
+    torch.manual_seed(0)
+    t = d.draw_t(4, "cpu")
+    assert_close(drawn, d.loss(network, x_0, t=t, eps=torch.randn_like(x_0)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("process", variants.PROCESSES.values())
+def test_every_process_is_called_alike_and_has_the_same_defaults(process):
+    """Or the pictures would change, by clipping for one, with the program that asks."""
+    for name in ("loss", "denoiser"):
+        own, base = (inspect.signature(getattr(cls, name)).parameters for cls in (process, GaussianDiffusion))
+        assert own == base
 
 
 @pytest.mark.parametrize("gamma", [None, 0.5, 5.0, 1e9])

@@ -7,6 +7,7 @@ A Gaussian: every sampler is affine, so the final mean and standard deviation fo
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracles import MU, STD, gaussian, last, normal, oracle, seeded
@@ -267,6 +268,12 @@ def test_the_largest_eta_is_accepted_and_a_larger_one_refused():
             list(ddim(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 1, 1), timesteps=[40, 20, 5], eta=eta))
 
 
+def test_a_single_step_has_no_fresh_noise_to_limit_but_eta_stays_within_1():
+    check_eta(SCHEDULE, [(40, 0)], 1.0)
+    with pytest.raises(ValueError, match="eta must be from 0 to 1 "):
+        check_eta(SCHEDULE, [(40, 0)], 1.01)
+
+
 def test_an_unknown_variance_is_refused():
     with pytest.raises(ValueError, match="'small' or 'large'"):
         list(ddpm(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 1, 1), variance="medium"))
@@ -299,6 +306,14 @@ def test_image_noise_depends_on_seed_and_number_only():
     assert not torch.equal(first, image_noise(1, [0, 1, 2])(x))
     assert not torch.equal(first[0], image_noise(2**32, [0])(x[:1])[0])  # all bits of the seed count
     assert not torch.equal(first[1], image_noise(1, [0])(x[:1])[0])  # the next seed is not the next picture
+
+
+def test_image_noise_is_numpys_generator_of_seed_and_number_in_the_precision_of_the_picture():
+    noise_like, generators = image_noise(7, [2, 9]), [np.random.default_rng((7, number)) for number in (2, 9)]
+    for dtype in (torch.float32, torch.float64):
+        draws = np.stack([g.standard_normal((3, 4, 5), dtype=np.float32) for g in generators])
+        found = noise_like(torch.empty(2, 3, 4, 5, dtype=dtype))
+        assert found.dtype == dtype and torch.equal(found, torch.from_numpy(draws).to(dtype))
 
 
 def test_image_noise_is_standard_normal():

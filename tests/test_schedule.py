@@ -63,6 +63,11 @@ def test_a_schedule_that_ends_in_noise_does_not_warn(make, recwarn):
     assert not recwarn.list
 
 
+def test_a_config_whose_schedule_keeps_too_much_signal_warns():
+    with pytest.warns(UserWarning, match="keeps 7.5% of the signal"):
+        from_config(Diffusion(T=512))
+
+
 def test_signal_that_zero_terminal_snr_takes_away_is_no_reason_to_warn(recwarn):
     from_config(Diffusion(T=100, prediction="v", zero_terminal_snr=True))
     assert not recwarn.list

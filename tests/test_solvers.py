@@ -155,6 +155,21 @@ def test_one_step_of_dpmpp_is_ddim_and_the_second_is_not():
     assert (one[1].x - two[1].x).abs().max() > 1e-3
 
 
+def test_dpmpp_is_the_update_of_the_paper_step_by_step():
+    """λ is half the log-SNR: another measure of the level would be of second order too, and another method."""
+    schedule, levels, x, past = linear(), [1000, 600, 300, 50, 1], START, None
+    signal, noise, half = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt(), schedule.snr.log() / 2
+    walk = dpmpp(mixture(schedule), schedule, x, timesteps=levels)
+    for step, (t, s) in zip(walk, itertools.pairwise([*levels, 0]), strict=True):
+        expected = guess = mixture(schedule)(x, t)[0]  # of the last step, to 0, at once
+        if s > 0:
+            h = half[s] - half[t]
+            moved = guess if past is None else guess + h / (2 * past[1]) * (guess - past[0])
+            expected, past = noise[s] / noise[t] * x - signal[s] * torch.expm1(-h) * moved, (guess, h)
+        assert_close(step.x, expected)
+        x = step.x
+
+
 @pytest.mark.parametrize("sampler", [dpmpp, heun])
 def test_a_guess_that_never_changes_makes_every_order_the_same(sampler):
     """If x0_hat is constant, DDIM is exact, so nothing is left for a higher order to add."""
@@ -298,6 +313,31 @@ def test_the_velocity_is_the_probability_flow_ode_in_the_angle():
     ahead, behind = (transport(schedule, START, t, t + d) for d in (20, -20))
     slope = (ahead - behind) / (phi[t + 20] - phi[t - 20])
     assert_close(velocity(mixture(schedule), schedule)(START, phi[t].item()), slope, rtol=0, atol=1e-4)
+
+
+def test_between_two_levels_the_guess_of_the_velocity_is_interpolated_in_the_angle():
+    """A network that guesses the angle itself: φ in between, φ_1 below level 1; one evaluation on a whole level."""
+    schedule, x, calls = linear(40, 1e-3, 0.3), normal(1, 1, 2, 2), []
+    phis = torch.atan2((1 - schedule.alpha_bar).sqrt(), schedule.alpha_bar.sqrt())
+    v = velocity(lambda x, t: (calls.append(t) or torch.full_like(x, phis[t].item()), None), schedule)
+    for level in (0.5, 1, 1.04, 7, 23.6, 39.5, 40):
+        low = int(level)
+        phi = torch.lerp(phis[low], phis[min(low + 1, 40)], level - low).item()
+        x_0 = max(phi, phis[1].item())
+        expected = math.cos(phi) * (x - math.cos(phi) * x_0) / math.sin(phi) - math.sin(phi) * x_0
+        assert_close(v(x, phi), expected)
+        assert calls == ([low, low + 1] if level > max(low, 1) else [max(low, 1)])
+        calls.clear()
+
+
+def test_the_likelihood_of_a_silent_network_is_that_of_noise_scaled_from_the_last_level_to_the_first():
+    """x̂_0 = 0 makes dx/dφ = x cot φ, so that x grows with sin φ, and p_1 is N(0, (sin φ_1 / sin φ_T)²)."""
+    schedule, x = linear(40, 1e-3, 0.3), 0.05 * normal(3, 1, 2, 2)
+    noise = (1 - schedule.alpha_bar).sqrt()
+    grown = noise[-1] / noise[1]
+    exact = -((grown * x).square() + math.log(2 * math.pi)).flatten(1).sum(1) / 2 + 4 * grown.log()
+    found = log_likelihood(lambda x, t: (0 * x, x), schedule, x, tol=1e-8)
+    assert_close(found, exact, rtol=0, atol=1e-6)
 
 
 def test_the_likelihood_of_the_mixture_is_exact():
