@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -350,16 +351,15 @@ def test_nearest_are_in_order_whatever_lies_between_them(chunk):
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 1024])
 def test_nearest_is_that_of_all_distances_by_hand(chunk):
-    """Dark and bright ones among them, the first and the last too, and whatever the chunks are."""
+    """Of dark pictures and bright ones; near to one, and far from all; whatever the chunks are."""
     rng = np.random.default_rng(0)
-    brightness = rng.permutation(np.linspace(0.1, 1, 20))[:, None, None, None]
-    training = (brightness * rng.integers(0, 256, (20, 3, 2, 2))).astype(np.uint8)
-    some = training[rng.permutation(20)].astype(np.int16) + rng.integers(-9, 10, (20, 3, 2, 2))
-    some = some.clip(0, 255).astype(np.uint8)
-    all_ = np.sqrt(((some[:, None].astype(float) - training[None]) ** 2).mean((2, 3, 4)))
+    dark_and_bright = (rng.random((40, 1, 1, 1)) * rng.integers(0, 256, (40, 3, 2, 2))).astype(np.uint8)
+    training, far = dark_and_bright[:20], dark_and_bright[20:]
+    some = np.concatenate([training[::-1] // 2 * 2, far])
+    every = np.sqrt(((some[:, None].astype(float) - training) ** 2).mean((2, 3, 4)))
     distance, index = (found[:, 0] for found in nearest(torch.from_numpy(some), training, chunk=chunk))
-    assert index.tolist() == all_.argmin(1).tolist() and sorted(index.tolist()) == list(range(20))
-    assert_close(distance, torch.from_numpy(all_.min(1)))
+    assert index.tolist() == every.argmin(1).tolist() and index[:20].tolist() == list(range(20))[::-1]
+    assert_close(distance, torch.from_numpy(every.min(1)))
 
 
 def test_verdict_tells_copies_from_new_pictures():
@@ -856,15 +856,54 @@ def test_the_bits_of_one_image_have_no_deviation(program, run_folder, few, comma
     assert f"{report['figures']['bits_per_dim']:.4f} bits per dimension, n = 1" in out and "±" not in out
 
 
-def test_a_hostile_weights_file_is_not_run(tmp_path):
-    pytest.importorskip("torch_fidelity")
+@pytest.fixture
+def inception(monkeypatch):
+    """A stand-in for torch-fidelity's network: mean colours, times the weight in the file, and something else."""
+
+    class Network(torch.nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path=None):
+            super().__init__()
+            assert (name, features_list) == ("inception-v3-compat", ["2048"])
+            path = feature_extractor_weights_path
+            self.weight = torch.nn.Parameter(torch.load(path, weights_only=True)["weight"] if path else torch.ones(1))
+
+        def forward(self, pictures):
+            return pictures.float().mean((2, 3)) * self.weight, None
+
+    module = SimpleNamespace(FeatureExtractorInceptionV3=Network)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(feature_extractor_inceptionv3=module))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+
+
+def test_the_standard_features_are_those_of_the_weights_in_the_file(inception, tmp_path):
+    pictures, digests = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8), set()
+    for weight in (2.0, 3.0):
+        torch.save({"weight": torch.tensor([weight])}, tmp_path / "w.pth")
+        see = features.extractor("inception", weights_file=tmp_path / "w.pth")
+        assert_close(see(pictures), weight * pictures.float().mean((2, 3)))
+        assert not see(pictures).requires_grad
+        digests.add(see.digest)
+    assert len(digests) == 2
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
+        features.extractor("inception", weights_file=tmp_path / "none.pth")
+
+
+def test_weights_that_are_fetched_are_checked_and_read_as_data(inception, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **more: asked.append((url, more)))
+    features.extractor("inception")
+    ((url, more),) = asked
+    assert url == features.URL and more["check_hash"] and more["weights_only"]
+
+
+def test_a_hostile_weights_file_is_not_run(inception, tmp_path):
     import pickle
 
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "pwned"),)
 
-    (tmp_path / "w.pth").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(UserError, match="could not be loaded"):
         features.extractor("inception", weights_file=tmp_path / "w.pth")
     assert not (tmp_path / "pwned").exists()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -567,6 +568,18 @@ def test_resume_refuses_another_network_and_other_data(program):
     os.replace("new/best.pth", "new/last.pth")
     code, _, err = program("main", *SMOKE, "--out", "new", "--resume", "--train.steps", 8)
     assert code == 2 and "cannot be resumed" in err
+
+
+def test_a_resumed_run_shows_at_once_what_its_checkpoint_holds():
+    """The one before may have been killed between the checkpoint and the table."""
+    small().fit()
+    table = Path("run/metrics.csv")
+    before = table.read_text()
+    table.write_text("of another time")
+    t = small()
+    t.resume(last(t.folder))
+    t.open_folder()
+    assert table.read_text() == before
 
 
 def test_resume_refuses_classes_that_changed_places():
