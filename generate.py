@@ -78,6 +78,7 @@ def parser():
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
         s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
         s.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+        s.add_argument("--compile", action="store_true", help="torch.compile the network: for thousands of pictures")
         for option, declared in OPTIONS[name].items():
             s.add_argument(f"--{option.replace('_', '-')}", **declared)
     return p
@@ -155,6 +156,7 @@ def generate(args, path, group):
     model, config, state = checkpoint.load_model(path, group.device, args.weights)
     diffusion = variants.from_config(config.diffusion).to(group.device)
     schedule, T, classes = diffusion.schedule, diffusion.T, config.model.num_classes
+    model = torch.compile(model) if args.compile else model
 
     usual = {"ddpm": T, "ode": STAGES}.get(args.sampler, config.sample.steps)
     steps = cli.check_level("--steps", args.steps or min(usual, T), T)
@@ -179,7 +181,8 @@ def generate(args, path, group):
     group.main_only(lambda: prepare(out, {"sampler": args.sampler, "n": args.n}, names))
     if group.main:
         print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
-        print(f"{args.sampler}, {steps} steps, {group.device}, {args.precision}")
+        compiled = ", compiled" if args.compile else ""
+        print(f"{args.sampler}, {steps} steps, {group.device}, {args.precision}{compiled}")
 
     def walk(numbers):
         """(x_T, the walk from it, the list of its network evaluations) of the pictures with these numbers."""
@@ -203,8 +206,9 @@ def generate(args, path, group):
         "weights": args.weights, "sampler": args.sampler,
         "steps": steps, "evaluations": evaluations, **options, "n": args.n, "seed": args.seed,
         "label": args.label, "guidance": guidance, "batch_size": args.batch_size, "clip": not args.no_clip,
-        "upscale": args.upscale, "device": str(group.device), "processes": group.world, "precision": args.precision,
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "upscale": args.upscale, "device": str(group.device), "processes": group.world,
+        "precision": args.precision, "compile": args.compile, "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
     }  # fmt: skip
     print(f"{evaluations:,} network evaluations a picture")
     images = torch.cat([whole[start] for start in sorted(whole)])
@@ -294,7 +298,7 @@ def write(out, images, frames, columns, k, settings):
     # The settings first: if this is interrupted, the next call still knows what to clear.
     put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
     for i, image in enumerate(images):
-        put(out / f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k))
+        put(out / f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k), flush=False)  # easily drawn again
     put(out / "grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:GRID], k)))
     if frames:
         put(out / "denoising.gif", pictures.save_gif, [pictures.grid(pictures.upscale(x, k)) for x, _ in frames])

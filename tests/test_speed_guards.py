@@ -1,6 +1,7 @@
 """Speed without a clock: nothing in the step waits, nothing is computed twice, nothing piles up."""
 
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -181,6 +182,39 @@ def test_a_sampling_step_is_one_call_of_the_network(guidance, images):
     denoise = diffusion.denoiser(network, torch.tensor([1, 2]), guidance=guidance)
     list(ddim(denoise, diffusion.schedule, torch.randn(2, 3, 16, 16), timesteps=spaced(1000, 5)))
     assert network.batches == [images] * 5
+
+
+def test_drawing_compiles_the_network_once(program, lively, monkeypatch):
+    """However many steps and batches, the last one filled up with pictures that nobody asked for; nothing changes."""
+    graphs, compile_ = [], torch.compile
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    draw = ("generate", "ddim", "--ckpt", lively, "-n", 5, "--batch-size", 2, "--steps", 4, "--out")
+    assert program(*draw, "plain")[0] == 0
+    monkeypatch.setattr(torch, "compile", lambda net: compile_(net, backend=count))
+    torch._dynamo.reset()
+    code, out, _ = program(*draw, "compiled", "--compile")
+    torch._dynamo.reset()
+    assert code == 0 and "fp32, compiled" in out and len(graphs) == 1
+    for i in range(5):
+        assert Path(f"compiled/{i:05d}.png").read_bytes() == Path(f"plain/{i:05d}.png").read_bytes()
+
+
+def test_more_pictures_do_not_wait_for_the_disk_more_often(program, lively, monkeypatch):
+    """A flush takes milliseconds, and there may be 50,000 pictures."""
+    waits, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: waits.append(file) or fsync(file))
+
+    def flushes(n):
+        waits.clear()
+        draw = ("generate", "ddim", "--ckpt", lively, "-n", n, "--batch-size", 4, "--steps", 1, "--out", f"of{n}")
+        assert program(*draw)[0] == 0
+        return len(waits)
+
+    assert flushes(8) == flushes(2) > 0
 
 
 def test_sampling_keeps_no_graph_and_no_stage():
