@@ -24,8 +24,8 @@ class Batches:
         self.device, self.rank, self.world = torch.device(device), rank, world
         self.labels = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.long)
         self.pixels, self.resident = pixels, False
-        if self.device.type == "cuda":
-            self.resident = pixels.nbytes < torch.cuda.mem_get_info(self.device)[0] // 4
+        if self.device.type != "cpu":
+            self.resident = pixels.nbytes < torch.get_device_module(self.device).mem_get_info(self.device)[0] // 4
         if self.resident:
             self.pixels = torch.tensor(pixels, device=self.device)  # copies: a memory map may be read-only
             self.labels = None if self.labels is None else self.labels.to(self.device)
@@ -67,6 +67,6 @@ class Batches:
 
     def _send(self, array):
         tensor = torch.as_tensor(array)
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             return tensor.pin_memory().to(self.device, non_blocking=True)  # does not make the host wait
         return tensor.to(self.device)

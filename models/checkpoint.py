@@ -58,13 +58,13 @@ def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def load(path, device="cpu"):
-    """(config, state) of a checkpoint.  Raises UserError, naming the file, for anything that is not one."""
+def load(path):
+    """(config, state) of a checkpoint, on the CPU.  Raises UserError, naming the file, for anything that is not one."""
     path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about a foreign pickle; that it is refused says it all
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except IsADirectoryError:
