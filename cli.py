@@ -145,14 +145,17 @@ def make_folder(path):
         raise UserError(f"cannot write in {path}: {error.strerror}; choose another with --out DIR") from None
 
 
-def add_checkpoint(parser):
-    """The arguments of every program that uses a checkpoint."""
+def add_checkpoint(parser, draws=True):
+    """The arguments of every program that uses a checkpoint.  draws: whether it draws noise by its --seed."""
     parser.add_argument("--ckpt", metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)")
     parser.add_argument("--preset", metavar="NAME", help="take last or best of this preset's run in ckpt/")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="averaged weights, or the trained ones"
     )
-    parser.add_argument("--seed", type=whole(0), default=0, help="picture i depends on (seed, i) only")
+    if draws:
+        parser.add_argument("--seed", type=whole(0), default=0, help="picture i depends on (seed, i) only")
+    else:
+        parser.set_defaults(seed=0)
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
 
 

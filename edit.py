@@ -36,7 +36,7 @@ def parser():
     commands = p.add_subparsers(dest="command", metavar="|".join(COMMANDS), required=True, parser_class=cli.Parser)
     for name, command in COMMANDS.items():
         s = commands.add_parser(name, prog=f"edit.py {name}", help=command.__doc__.split("\n")[0])
-        cli.add_checkpoint(s)
+        cli.add_checkpoint(s, draws=name != "invert")
         s.add_argument("--image", metavar="PIC", help="picture of any size (default: real ones, not seen in training)")
         s.add_argument("-n", type=cli.whole(1), default=4, help="results: variants of --image, or pictures (default 4)")
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
@@ -95,8 +95,9 @@ def main(argv):
 def read(args, data):
     """The pictures to edit, uint8 (n, C, H, W): --image n times, or n that the model has not seen."""
     if args.image is not None:
-        one = reference.open_picture(args.image, data.size, data.channels)
-        return torch.from_numpy(one.copy()).expand(args.n, -1, -1, -1).contiguous()
+        one = torch.from_numpy(reference.open_picture(args.image, data.size, data.channels).copy())
+        n = 1 if args.command == "invert" else args.n  # without noise it would be n times the same
+        return one.expand(n, -1, -1, -1).contiguous()
     return torch.from_numpy(np.ascontiguousarray(reference.unseen(data, args.n).pixels))
 
 

@@ -67,7 +67,7 @@ def parser():
     for name, lesson in LESSONS.items():
         summary = inspect.getdoc(lesson).split("\n")[0]
         s = commands.add_parser(name, prog=f"explore.py {name}", help=summary, description=inspect.getdoc(lesson))
-        cli.add_checkpoint(s)
+        cli.add_checkpoint(s, draws=name not in ("schedules", "morph"))  # the one draws nothing, the other has --seeds
         s.add_argument("--out", metavar="DIR", default="out/explore", help="folder (default out/explore)")
         for option, default in options(lesson).items():
             kind, text = OPTIONS[option]

@@ -178,6 +178,15 @@ def test_a_step_from_hardly_any_signal_straight_to_the_picture_is_not_walked_bac
     assert code == 2 and err.startswith("error: --steps 1: the step from 50 to 0 is too long"), err
 
 
+def test_one_picture_is_inverted_once(program, run_folder, tmp_path):
+    """Without noise, n inversions of it would all be the same."""
+    Image.new("RGB", (16, 16), "teal").save(tmp_path / "one.png")
+    edit = ("--ckpt", run_folder, "--image", "one.png", "--steps", 4, "-n", 3)
+    for command, n in (("invert", 1), ("img2img", 3)):
+        assert program("edit", command, *edit)[0] == 0
+        assert len(list(Path(f"out/{command}").glob("0*.png"))) == n
+
+
 @pytest.mark.parametrize("walk", [invert, partial(inpaint, picture=torch.zeros(1, 1, 1, 2), known=torch.tensor(True))])
 def test_editing_builds_no_graph_and_leaves_the_callers_grad_mode_alone(walk):
     weight = torch.ones(1, requires_grad=True)
@@ -375,7 +384,9 @@ def test_img2img_writes_what_the_library_draws(same_by_hand, awake, settings, fl
 
 
 @pytest.mark.parametrize(
-    ("settings", "flags", "refine"), [(LABEL, (), 0), (OTHER, ("--refine", 2), 2)], ids=["defaults", "flags"]
+    ("settings", "flags", "refine"),
+    [(LABEL, (), 0), (OTHER | {"seed": 0}, ("--refine", 2), 2)],  # it draws no noise
+    ids=["defaults", "flags"],
 )
 def test_invert_writes_what_the_library_finds_and_its_error(same_by_hand, settings, flags, refine):
     error = {}
@@ -406,6 +417,7 @@ def test_invert_writes_what_the_library_finds_and_its_error(same_by_hand, settin
         (("img2img", "--steps", "99"), "1 to 50"),
         (("img2img", "--guidance", "2"), "--label"),
         (("invert", "--label", "cats"), "best.pth: --label cats"),
+        (("invert", "--seed", "1"), "--seed"),
         (("paint",), "paint"),
     ],
 )

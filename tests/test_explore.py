@@ -200,6 +200,8 @@ def test_the_first_line_of_a_lesson_is_its_help(program, name):
         (["eta", "--etas", "0,9"], "--etas 9: eta must be from 0 to"),
         (["samplers", "--steps", "51"], "--steps 51: this checkpoint has T = 50, so 1 to 50"),
         (["morph", "--seeds", "1"], "a morph needs two seeds or more"),
+        (["morph", "--seed", "1"], "--seed"),
+        (["schedules", "--seed", "1"], "--seed"),
         (["morph", "--along", "line"], "argument --along: 'line' is not one of slerp, lerp"),
         (["attention", "--layer", "roof"], "--layer roof: unknown; this network has encoder.1.0.attn"),
         (["attention", "--level", "60"], "--level 60: this checkpoint has T = 50"),
