@@ -7,6 +7,7 @@ The checkpoint holds the config, so no data and no flags of the architecture are
 import json
 import math
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -31,7 +32,9 @@ SHOWN = 16  # pictures in the GIF, at most
 GRID = 400  # pictures in grid.png, at most
 ENLARGED = 2**30  # bytes of a figure that --upscale enlarges, at most; writing it takes about three times that
 SPACINGS = ("logsnr", "time")
-OPTIONS = {  # sampler -> {option: how its flag is declared}; the options `spacing` and `rho` choose levels
+# sampler -> {option: how its flag is declared}, none if it is not here; the options `spacing` and `rho` choose levels
+OPTIONS = defaultdict(dict)
+OPTIONS |= {
     "ddpm": {
         "variance": {
             "choices": ("small", "large", "learned"),

@@ -142,7 +142,7 @@ class Trainer:
         if y is not None:
             y = torch.where(hidden[mine], self.model.null_class, y)  # so that it learns without labels too: CFG
         if p.world > 1:
-            seed_everything(c.seed, k, p.rank)  # dropout differs between processes
+            seed_everything(c.seed, k, p.rank + 1)  # dropout differs between processes; (c.seed, k, 0) is (c.seed, k)
         with self.autocast():
             x_0 = x_0.contiguous(memory_format=torch.channels_last)
             return self.diffusion.loss(self.net, x_0, y, t=t[mine], eps=eps[mine]).mean()

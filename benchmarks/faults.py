@@ -61,7 +61,7 @@ FAULTS = [
     ("the optimiser forgotten on resume", "trainer.py", 'self.optimizer.load_state_dict(state["optimizer"])', "pass", "tests/test_trainer.py"),
     ("a poisoned gradient applied", "trainer.py", "self.optimizer.found_inf = bad.float()", "pass", "tests/test_trainer.py"),
     ("random numbers not tied to the step", "trainer.py", "seed_everything(c.seed, k)\n", "pass\n", "tests/test_trainer.py"),
-    ("checkpoints unpickled as code", "models/checkpoint.py", "device, weights_only=True", "device, weights_only=False", "tests/test_checkpoint.py"),
+    ("checkpoints unpickled as code", "models/checkpoint.py", '"cpu", weights_only=True', '"cpu", weights_only=False', "tests/test_checkpoint.py"),
     ("dpmpp's step ratio upside down", "diffusion/dpmpp.py", "r = h_before / h", "r = h / h_before", "tests/test_solvers.py"),
     ("heun's slopes added, not averaged", "diffusion/heun.py", "(sigma[s] - sigma[t]) / 2", "(sigma[s] - sigma[t])", "tests/test_solvers.py"),
     ("score pointing at the noise", "diffusion/sde.py", "return -eps / schedule.noise", "return eps / schedule.noise", "tests/test_solvers.py"),

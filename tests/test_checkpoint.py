@@ -36,6 +36,14 @@ def refused(path, *words):
         assert word in text, text
 
 
+def test_a_checkpoint_written_on_a_gpu_is_opened_on_the_cpu(tmp_path, model, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        write(tmp_path / "a.pth", model)
+    _, state = checkpoint.load(tmp_path / "a.pth")
+    assert {weight.device.type for weight in state["ema"].values()} == {"cpu"}
+
+
 def test_what_is_saved_comes_back(tmp_path, model):
     checkpoint.save(tmp_path / "a.pth", CONFIG, model=model.state_dict(), ema=model.state_dict(), step=7, extra=[1, 2])
     config, state = checkpoint.load(tmp_path / "a.pth")

@@ -591,6 +591,39 @@ def test_every_flag_of_generate_does_what_it_says_and_left_out_the_run_decides(p
     assert not changed or abs(picture(**changed) - picture()).max() > 20  # and the flag matters
 
 
+def test_a_run_without_labels_on_data_that_has_classes_can_be_sampled(program):
+    assert program("main", *SMOKE, "--model.num_classes", 0, "--train.steps", 2)[0] == 0
+    assert program("generate", "ddim", "-n", 1, "--batch-size", 1)[0] == 0
+    assert checkpoint.load("ckpt/smoke/best.pth")[1]["classes"] == []
+
+
+def test_the_settings_say_how_the_pictures_were_made(program, lively):
+    def written(*flags):
+        assert program("generate", "ddim", "--ckpt", lively, "-n", 1, "--batch-size", 1, *flags)[0] == 0
+        return json.loads(Path("out/ddim/settings.json").read_text()).items()
+
+    usual = {"step": 8, "label": None, "guidance": 3.0, "clip": True, "compile": False, "batch_size": 1, "upscale": 1}
+    usual |= {"weights": "ema", "precision": "fp32"}
+    other = {"weights": "raw", "label": "stars", "guidance": 2.0, "precision": "bf16", "upscale": 2}
+    flags = [part for name, value in other.items() for part in (f"--{name}", value)]
+    assert usual.items() <= written() and {**other, "clip": False}.items() <= written(*flags, "--no-clip")
+
+
+def test_a_new_sampler_needs_no_options(program, lively, monkeypatch):
+    """As the README says: a new function in SAMPLERS."""
+
+    def mine(denoise, schedule, x_T, *, timesteps=None, noise_like=None):
+        """DDIM by another name."""
+        return ddim(denoise, schedule, x_T, timesteps=timesteps)
+
+    monkeypatch.setitem(SAMPLERS, "mine", mine)
+    for name, flags in (("mine", ()), ("ddim", ("--eta", 0))):
+        assert program("generate", name, "--ckpt", lively, "-n", 1, "--batch-size", 1, *flags)[0] == 0
+    assert (pixels("out/mine/00000.png") == pixels("out/ddim/00000.png")).all()
+    assert program("edit", "img2img", "--ckpt", lively, "-n", 1, "--sampler", "mine")[0] == 0
+    assert program("evaluate", "speed", "--ckpt", lively, "-n", 1, "--samplers", "mine", "--steps", 2)[0] == 0
+
+
 def test_half_precision_changes_little(program, run_folder):
     def picture(precision):
         assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--precision", precision)[0] == 0

@@ -236,6 +236,7 @@ def test_masks_are_what_their_names_say():
     assert torch.equal(edit.read_mask("bottom", (4, 6)), ~edit.read_mask("top", (4, 6)))
     assert torch.equal(edit.read_mask("border", (8, 8)), ~edit.read_mask("center", (8, 8)))
     assert edit.read_mask("center", (8, 8)).nonzero().tolist() == [[y, x] for y in range(2, 6) for x in range(2, 6)]
+    assert edit.read_mask("center", (8, 16)).nonzero().tolist() == [[y, x] for y in range(2, 6) for x in range(4, 12)]
 
 
 @pytest.fixture
@@ -265,10 +266,12 @@ def test_inpaint_changes_the_masked_half_alone(program, run_folder, photo):
 def test_a_mask_can_be_a_picture(program, run_folder, photo, tmp_path):
     mask = np.zeros((16, 16), np.uint8)
     mask[3:6, 3:6] = 255
+    mask[0, 0] = 100  # darker than half: kept
     Image.fromarray(mask).save(tmp_path / "mask.png")
     assert program("edit", "inpaint", "--ckpt", run_folder, "--image", photo, "--mask", "mask.png", "-n", 1)[0] == 0
     changed = (pixels("out/inpaint/00000.png")[::4, ::4] != pixels(photo)).any(axis=2)
-    assert changed.any() and not (changed & (mask == 0)).any()
+    assert changed.any() and not (changed & (mask < 128)).any()
+    assert torch.equal(edit.read_mask("mask.png", (16, 16)), torch.from_numpy(mask > 127))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

@@ -756,7 +756,7 @@ def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tm
         bar, steps = evaluate.Subject.bar, staticmethod(lambda n: n)
 
         def draw(self, numbers, sampler, steps, eta):
-            clock.append(clock[-1] + 0.5 * steps)
+            clock.append(clock[-1] + 0.5 * steps + 100 * (len(clock) == 1))  # the first call is slow, and not counted
             return None, steps
 
     clock = [0.0]
@@ -886,6 +886,15 @@ def test_the_standard_features_are_those_of_the_weights_in_the_file(inception, t
     assert len(digests) == 2
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         features.extractor("inception", weights_file=tmp_path / "none.pth")
+
+
+def test_other_weights_of_the_same_network_are_not_answered_from_the_cache(program, run_folder, inception):
+    found = []
+    for weight in (2.0, 3.0):  # the features, and so the root of the distance, grow with it
+        torch.save({"weight": torch.tensor([weight])}, "w.pth")
+        _, _, report = measure(program, run_folder, "fid", "-n", 4, "--steps", 1, "--weights-file", "w.pth")
+        found.append(report["figures"]["fid"])
+    assert found[1] == pytest.approx(found[0] * 9 / 4, rel=1e-3)
 
 
 def test_weights_that_are_fetched_are_checked_and_read_as_data(inception, monkeypatch):

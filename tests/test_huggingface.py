@@ -115,6 +115,16 @@ class Table:
         return self
 
 
+def test_a_picture_that_is_stored_by_its_path_is_read_from_there(tmp_path, monkeypatch):
+    table = Table([0, 1], [0, 0], "a")
+    (tmp_path / "1.png").write_bytes(png(1)["bytes"])
+    table.rows[1]["picture"] = {"bytes": None, "path": str(tmp_path / "1.png")}
+    package = SimpleNamespace(Image=Picture, ClassLabel=Kind, load_dataset=lambda name: table)
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    images = load("hf:user/set", tmp_path)
+    assert not images.skipped and np.array_equal(images.pixels[1], noise(1).transpose(2, 0, 1))
+
+
 def test_the_training_split_is_taken_the_unlabelled_are_a_class_and_other_data_is_noticed(tmp_path, monkeypatch):
     """Without the package, so that it is tested everywhere."""
     splits = {"test": Table([7], [0], "a"), "train": Table([0, 1, 2], [0, -1, 1], "b")}

@@ -60,6 +60,12 @@ def test_the_reference_systems_have_their_size_within_3_percent(preset, millions
 # ---------------------------------------------------------------- the whole network
 
 
+def test_every_resblock_drops_out_and_every_attention_has_heads_as_the_config_says():
+    parts = list(UNet(replace(TINY, dropout=0.3), 3, (16, 16)).modules())
+    assert {part.dropout.p for part in parts if isinstance(part, ResBlock)} == {0.3}
+    assert {part.heads for part in parts if isinstance(part, Attention)} == {2}
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (32, 8)])
 @pytest.mark.parametrize("patch", [1, 2])

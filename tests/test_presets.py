@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import cli
 import generate
 import main
 from config import ABOUT, PRESETS, Config, Sample, UserError, field_of, override
+from models import checkpoint
 from models.unet import UNet
 from trainer import total_steps
 
@@ -29,6 +31,10 @@ FEATURES = [list(zip(PUBLISHED, CELLS[i : i + 5])) for i in range(0, len(CELLS),
 def test_every_preset_is_described():
     assert set(ABOUT) == set(PRESETS)
     assert {row[0] for row in ROWS} == set(PRESETS) - {"textiles", "smoke"}
+
+
+def test_the_shipped_checkpoint_is_of_the_default_preset():
+    assert checkpoint.load(cli.SHIPPED)[0] == PRESETS[main.DEFAULT]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r[0])

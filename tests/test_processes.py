@@ -144,6 +144,19 @@ def test_a_device_with_a_number_is_refused_where_every_process_needs_its_own(mon
         start("cuda:0")
 
 
+def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch):
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout: asked.append(kind))
+    group = start("cuda")
+    assert (group.rank, group.world, group.device) == (3, 4, torch.device("cuda", 1))
+    assert asked == [torch.device("cuda", 1), "nccl"]
+
+
 @pytest.mark.parametrize(("built", "said"), [("12.8", "no CUDA device or driver"), (None, "built without CUDA")])
 def test_why_there_is_no_cuda_is_said(monkeypatch, built, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

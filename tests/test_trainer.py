@@ -22,6 +22,7 @@ from config import PRESETS, Train, UserError, from_dict, override, to_dict
 from dataset import pictures, sources
 from dataset.batches import Batches
 from dataset.pixels import to_uint8
+from diffusion.process import GaussianDiffusion
 from diffusion.samplers import ddim, image_noise, spaced
 from files import locked
 from models import checkpoint
@@ -165,6 +166,12 @@ def test_a_clip_norm_of_zero_leaves_the_gradient_as_it_is():
     moments = [t.optimizer.state[p]["exp_avg"] for p in t.model.parameters()]
     norm = math.sqrt(sum(m.square().sum().item() for m in moments))
     assert norm == pytest.approx(0.1 * t.sums[1].item(), rel=1e-4) and norm > 0
+    squares = sum(t.optimizer.state[p]["exp_avg_sq"].sum().item() for p in t.model.parameters())
+    assert squares == pytest.approx(0.001 * t.sums[1].item() ** 2, rel=1e-3)  # and its second 0.001 of the square
+
+
+def test_the_network_is_taught_in_training_mode():
+    assert all(part.training for part in small(**{"model.dropout": 0.5}).model.modules())
 
 
 @pytest.mark.parametrize("precision", list(trainer_module.PRECISIONS))
@@ -181,6 +188,23 @@ def test_the_average_warms_up_as_the_config_says():
     assert t.ema.decay() == pytest.approx(1 - 4**-0.75)
 
 
+def test_the_average_is_as_slow_as_the_config_says():
+    t = small(**{"train.ema_decay": 0.6})
+    t.ema.updates = 10**6
+    assert t.ema.decay() == 0.6
+
+
+def test_another_seed_begins_with_other_weights_and_draws_everything_anew():
+    def drawn(seed):
+        run, seen = small(f"run{seed}", **{"train.seed": seed, "data.count": 40}), []
+        run.diffusion.loss = lambda model, x_0, y, t, eps: seen.append((t, eps)) or torch.zeros(len(t))
+        run.loss(0), run.validate()
+        start = next(run._walk(range(1))).x
+        return [run.model.stem.weight, torch.from_numpy(run.batches.numbers(0)), *seen[0], seen[1][1], start]
+
+    assert not any(torch.equal(one, other) for one, other in zip(drawn(0), drawn(1)))
+
+
 def test_pictures_are_mirrored_only_if_the_config_says_so():
     mirrored, plain = (small(**{"data.flip": flip, "train.batch_size": 16}).batches(0)[0] for flip in (True, False))
     turned = [torch.equal(a, b.flip(-1)) for a, b in zip(mirrored, plain)]
@@ -189,20 +213,21 @@ def test_pictures_are_mirrored_only_if_the_config_says_so():
 
 
 def test_processes_share_the_draws_of_a_batch_and_drop_out_differently(monkeypatch):
-    """Each of two processes takes every second of what one alone would draw; what the networks draw differs."""
+    """Each of two processes takes every second of what one alone would draw; what the networks draw is their own."""
     monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda net, device_ids: net)
-    levels, own = {}, {}
+    levels, own, seeds = {}, {}, {}
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         t = small(processes=Processes(rank, world, torch.device("cpu")))
 
         def network(x, level, y, key=(rank, world)):
-            levels[key], own[key] = level, torch.rand(4)
+            levels[key], seeds[key], own[key] = level, torch.initial_seed(), torch.rand(4)
             return torch.zeros_like(x)
 
         t.net = network
         t.loss(0)
     assert torch.equal(levels[0, 1], torch.stack([levels[0, 2], levels[1, 2]], dim=1).flatten())
     assert not torch.equal(own[0, 2], own[1, 2])
+    assert len(set(seeds.values())) == 3  # nor do the first one's begin again with the numbers that gave t and ε
 
 
 def test_labels_are_hidden_at_the_stated_rate():
@@ -263,6 +288,31 @@ def test_validation_timesteps_are_spread_evenly_over_1_to_T(n, expected):
     t.ema.model = lambda x, level, y: seen.append(level) or torch.zeros_like(x)
     t.validate()
     assert sorted(torch.cat(seen).tolist()) == expected
+
+
+def test_the_quarters_go_from_little_noise_to_nearly_all_noise():
+    """The loss says its own timestep: each of the 50 three times."""
+    run = small(**{"train.val_images": 150})
+    run.diffusion.loss = lambda model, x_0, y, t, eps: t.double()
+    found = run.validate()
+    assert [found[name] for name in trainer_module.QUARTERS] == pytest.approx([7.0, 19.5, 32.0, 44.5])
+    assert found["val_loss"] == pytest.approx(25.5)
+
+
+def test_a_run_learns_from_one_part_of_the_data_and_is_validated_on_the_other(program, monkeypatch):
+    """Picture by picture, as the process is shown them."""
+    seen, real = {True: set(), False: set()}, GaussianDiffusion.loss
+
+    def loss(self, model, x_0, y=None, **more):
+        seen[torch.is_grad_enabled()] |= {picture.numpy().tobytes() for picture in to_uint8(x_0)}
+        return real(self, model, x_0, y, **more)
+
+    monkeypatch.setattr(GaussianDiffusion, "loss", loss)
+    flags = ("--data.count", 40, "--data.flip", "false", "--train.val_images", 10)
+    assert program("main", *SMOKE, *flags)[0] == 0
+    cloth = sources.load("textiles", size=(16, 16), channels=3, count=40)
+    taught, held_out = ({cloth.pixels[i].tobytes() for i in part} for part in sources.split(cloth, 0.25, 0))
+    assert seen[True] <= taught and seen[False] == held_out
 
 
 def test_validation_takes_pictures_from_all_that_were_held_out_and_tells_their_labels():
@@ -433,6 +483,17 @@ def test_a_signal_during_training_saves_and_says_how_to_go_on(program, tmp_path,
     assert code == 130 and "stopped at step 5; go on with: python main.py --preset smoke --resume" in out
     assert "Traceback" not in err
     assert last(tmp_path / "ckpt/smoke")["step"] == 5
+
+
+def test_several_processes_notice_a_signal_at_the_next_tenth_step(monkeypatch):
+    monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda net, device_ids: net)
+    monkeypatch.setattr(Processes, "sum", lambda self, tensor: tensor)
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    t = small(processes=Processes(0, 2, torch.device("cpu")), **{"train.steps": 30, "train.eval_every": 1000})
+    interrupt_at(3)
+    with pytest.raises(KeyboardInterrupt):
+        t.fit()
+    assert last(t.folder)["step"] == 10
 
 
 def test_a_signal_where_nothing_is_kept_names_no_command_to_go_on_with(program, monkeypatch):
@@ -640,10 +701,21 @@ def test_one_poisoned_batch_is_skipped_and_counted(monkeypatch, value):
     for k, v in t.optimizer.state_dict()["state"].items():
         assert torch.equal(v["exp_avg"], moments[k]) and v["step"] == 2
     assert t.skipped == 1 and t.streak == 1
+    assert t.sums[2] == 2  # the mean is over the steps that were made
     t.fit()
     assert t.streak == 0 and t.rows[-1]["skipped"] == 1
     assert all(math.isfinite(v) for r in t.rows for v in r.values())
     assert all(torch.isfinite(v).all() for v in last(t.folder)["model"].values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gradient_that_is_infinite_and_no_nan_is_skipped_too(precision):
+    t = small(precision=precision)
+    t.model.head.weight.register_hook(lambda grad: torch.full_like(grad, math.inf))
+    before = {k: v.clone() for k, v in t.model.state_dict().items()}
+    t.train_step()
+    assert t.skipped == 1 and t.sums.tolist() == [0, 0, 0]
+    assert all(torch.equal(v, before[k]) for k, v in t.model.state_dict().items())
 
 
 def test_a_training_that_is_always_poisoned_stops_and_names_the_last_good_checkpoint(program, monkeypatch, tmp_path):
@@ -720,6 +792,16 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(monkeypa
     assert t.best == 0.3 and last(t.folder)["step"] == 8
 
 
+def test_best_is_on_the_disk_before_the_checkpoint_that_says_so(monkeypatch):
+    """Killed between the two, a resumed run would think that it had been saved."""
+    t, written, real = small(**{"train.steps": 2}), [], checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda path, *a, **more: written.append(path.name) or real(path, *a, **more)
+    )
+    t.fit()
+    assert written == ["best.pth", "last.pth"]
+
+
 def test_batch_sizes_that_processes_cannot_share_are_refused():
     from dataclasses import replace
 
@@ -752,3 +834,15 @@ def test_the_distance_of_samples_and_data_is_measured_only_when_asked_for(progra
     real = torch.from_numpy(t.images.pixels[t.batches.indices[evenly]])
     assert t.distance()["mmd2_pixels"] == pytest.approx(compare.compare(drawn, real, t.see)["mmd2_pixels"], rel=1e-3)
     assert small().distance() == {}
+
+
+def test_processes_share_the_pictures_of_the_distance(monkeypatch):
+    monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda net, device_ids: net)
+    flags = {"data.count": 40, "train.distance_images": 10, "train.distance_features": "pixels"}
+    whole, shares = small(**flags).distance(), []
+    monkeypatch.setattr(Processes, "gather", lambda self, drawn: shares.append(drawn) or list(shares))
+    for rank in (0, 1):
+        found = small(processes=Processes(rank, 2, torch.device("cpu")), **flags).distance()
+    assert [sum(map(len, share)) for share in shares] == [5, 5]
+    name = "frechet_distance_pixels"  # the other one draws subsets, and the order is another
+    assert found[name] == pytest.approx(whole[name], rel=1e-6)
