@@ -202,7 +202,7 @@ def keep_memory():
     """Let the C library keep freed memory for the next tensor, instead of giving it back to the system each time.
 
     Otherwise every step of a network on a CPU touches gigabytes of fresh pages, each of which the system first fills
-    with zeros; docs/results.md says what that costs.  Only glibc has the setting; elsewhere this does nothing.
+    with zeros; docs/choices.md says what that costs.  Only glibc has the setting; elsewhere this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -81,7 +81,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    steps: int = 50  # noise levels, of every sampler
+    steps: int = 50  # noise levels of a walk; but `generate.py ddpm` takes all T, and `ode` chooses its own
     eta: float = 0.0
     guidance: float = 1.0  # 1 = the conditional prediction, 0 = the unconditional one
     n: int = 36  # pictures in the grid of each evaluation

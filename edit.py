@@ -38,7 +38,7 @@ def parser():
         s = commands.add_parser(name, prog=f"edit.py {name}", help=command.__doc__.split("\n")[0])
         cli.add_checkpoint(s, draws=name != "invert")
         s.add_argument("--image", metavar="PIC", help="picture of any size (default: real ones, not seen in training)")
-        s.add_argument("-n", type=cli.whole(1), default=4, help="results: variants of --image, or pictures (default 4)")
+        s.add_argument("-n", type=cli.whole(1), default=4, help="pictures, or variants of --image (default 4)")
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
         s.add_argument("--label", metavar="NAME|NUMBER|none", default="none", help="class (default none)")
         s.add_argument("--guidance", type=cli.number(), metavar="S", help="with a label (default: as the run samples)")

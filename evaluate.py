@@ -33,7 +33,7 @@ from evaluation.kernel import kernel_distance
 from files import put, replacing
 from models import checkpoint
 
-ENOUGH = 2048  # images, as many as Inception has features: with less, their covariance has not even full rank
+ENOUGH = 2048  # images, as many as Inception has features: the covariance of fewer is far from full rank
 SHOWN = 16  # samples in the figure of `nearest`
 IMAGES = {  # by default
     "fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "loglik": 32, "nearest": 256, "speed": 16, "sweep": 256,

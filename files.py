@@ -1,7 +1,7 @@
 """How does a file get its new content whole, or not at all?
 
-It is written beside its final place, flushed to the disk and then renamed, so at every moment the old file or the new
-one is there.  And how does a run keep its folder to itself?
+It is written beside its final place, flushed to the disk (unless it is easily made again) and then renamed, so at every
+moment the old file or the new one is there.  And how does a run keep its folder to itself?
 """
 
 import os

@@ -117,18 +117,26 @@ def ask_several(processes, **values):
 def tables(device):
     """Each question as (title, name of x, how to get [(x, {column: numbers})])."""
     common = {"device": device}
-    yield "Batch", "images", lambda: [(b, {"train": ask("train", batch=b, **common)}) for b in (1, 2, 4, 8, 16, 32, 64)]
     yield (
-        "Resolution",
+        "Batch (32 x 32 pixels, full attention)",
+        "images",
+        lambda: [(b, {"train": ask("train", batch=b, **common)}) for b in (1, 2, 4, 8, 16, 32, 64)],
+    )
+    yield (
+        "Resolution (batch of 2)",
         "pixels a side",
         lambda: [
             (s, {kind: ask("train", side=s, batch=2, attention=kind, **common) for kind in ("none", "linear", "full")})
             for s in (32, 64, 128, 256)
         ],
     )
-    yield "Length of the chain", "T", lambda: [(T, {"train": ask("train", T=T, **common)}) for T in (100, 1000, 4000)]
     yield (
-        "Sampling steps",
+        "Length of the chain (batch of 8)",
+        "T",
+        lambda: [(T, {"train": ask("train", T=T, **common)}) for T in (100, 1000, 4000)],
+    )
+    yield (
+        "Sampling steps (8 images)",
         "steps",
         lambda: [(n, {"DDIM": ask("sample", steps=n, **common)}) for n in (5, 10, 25, 50, 100)],
     )

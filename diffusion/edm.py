@@ -1,8 +1,9 @@
 """What if a network were told σ itself, any real number, and always shown and asked for numbers of size one?
 
 Karras et al. 2022 ("EDM") noise a picture to x̄ = x_0 + σε with ln σ drawn from a normal distribution: most training
-goes where pictures take shape.  Scaling of input and output (preconditioning) and the weight of the loss then follow
-from one demand, unit variance; what comes out is v prediction (up to its sign) of pictures divided by σ_data.
+goes where pictures take shape.  Scaling of input and output (preconditioning) follows from unit variance of both and
+from errors amplified as little as can be, the weight of the loss from all σ counting alike.  What comes out is v
+prediction (up to its sign) of pictures divided by σ_data.
 
 Our coordinates are x_t = x̄/√(1+σ²), so ᾱ = 1/(1+σ²), and every sampler, bound and editor works as it is: DDIM is
 Euler in σ, and `heun` is EDM's deterministic sampler, over EDM's levels up to rounding.  Read first: process.py.

@@ -1,8 +1,8 @@
 """Can a walk repair its own mistakes?
 
 A predictor steps to the next noise level, inexactly.  A corrector then stays on that level and takes some steps of
-Langevin dynamics, whose resting state is the level's own distribution, whatever came before.  Song et al. 2021
-("Score SDE") pair the two.  All they need is the score ∇ log p_t(x) = -ε̂ / √(1-ᾱ_t); see sde.py for more of it.
+Langevin dynamics, whose resting state, for small steps, is the level's own distribution, whatever came before.  Song
+et al. 2021 ("Score SDE") pair the two.  All they need is the score ∇ log p_t(x) = -ε̂ / √(1-ᾱ_t); see sde.py.
 """
 
 import torch

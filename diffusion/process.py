@@ -40,7 +40,7 @@ def q_posterior(schedule, x_0, x_t, t, s):
 
     Bayes' rule on two Gaussians, so the mean averages what x_0 and x_t each say of x_s, √ᾱ_s x_0 and x_t/√α_t, by their
     precisions.  α_t and β_t are formed from the pair (ᾱ_t, ᾱ_s): one formula for neighbouring levels and for any jump.
-    x_0, x_t: (B, C, H, W); t, s: ints, or (B,).  Returns a mean like x_t and a variance that multiplies it.
+    x_0, x_t: (B, C, H, W); t, s: ints, or (B,).  Returns the mean, like x_t, and the variance, as a `column`.
     """
     ab_t, ab_s = entry(schedule.alpha_bar, t), entry(schedule.alpha_bar, s)  # ᾱ_t, ᾱ_s (ᾱ_0 = 1), still in float64
     alpha = ab_t / ab_s  # α_t when s = t - 1

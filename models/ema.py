@@ -1,7 +1,8 @@
 """Why sample from weights that were never trained?
 
-Each optimiser step is noisy; an exponential moving average of the weights (Polyak & Juditsky 1992) is far less so, and
-its samples are visibly better.  Samples, validation and best.pth use it.  Read next: checkpoint.py.
+Each optimiser step is noisy; an average of the weights (Polyak & Juditsky 1992; here a moving one, in which old weights
+fade exponentially) is far less so, and its samples are visibly better.  Samples, validation and best.pth use it.
+Read next: checkpoint.py.
 """
 
 import copy
