@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import cli  # noqa: E402
 import processes  # noqa: E402
 from benchmarks.contestants import CONTESTANTS, NETWORKS, STEPS  # noqa: E402
+from config import UserError  # noqa: E402
 
 SIDE = 32  # pixels
 
@@ -169,6 +170,8 @@ def compare(args):
                     contestant.close()
                     continue
                 contestant.do("train", 3), contestant.rounds["train"].clear()  # warm: memory, caches
+                if args.device != "cpu" or args.compile:  # there the first drawing chooses kernels, or makes them
+                    contestant.do("sample", args.images), contestant.rounds["sample"].clear()
                 field[name] = contestant
             for r in range(args.rounds):
                 peaks = [max(a, b) for a, b in zip(peaks, peak(args.device, dtype))]
@@ -260,6 +263,10 @@ def main(argv):
     p.add_argument("--json", default="compare.json", help="where the numbers of every round go")
     args = p.parse_args(argv)
     args.device = str(processes.choose_device(args.device))
+    if args.device not in ("cpu", "cuda:0"):
+        raise UserError(
+            f"--device {args.device}: the peers take the first GPU; choose by CUDA_VISIBLE_DEVICES, --device cuda"
+        )
     cli.writable("--json", args.json)
     gpu = args.device.startswith("cuda")
     args.precision = args.precision or ("bf16" if gpu else "fp32")

@@ -37,6 +37,8 @@ class Ours:
         train, val = sources.split(images, config.data.val_fraction, 0)
         self.trainer = Trainer(config, images, train, val, Path(folder).parent, start(device), precision, compiled)
         self.network, self.device = self.trainer.model, self.trainer.device
+        if compiled:
+            self.trainer.ema.model.compile()  # in place: it keeps the names of its weights
 
     def train(self, k):
         for _ in range(k):
@@ -79,7 +81,8 @@ class Lucidrains:
         )  # fmt: skip
         self.device = self.trainer.device
         if compiled:
-            self.trainer.model.model = torch.compile(self.network)
+            self.network.compile()
+            self.trainer.ema.ema_model.model.compile()
 
     def train(self, k):
         self.trainer.train_num_steps = self.trainer.step + k
@@ -126,8 +129,11 @@ class Diffusers:
         ])  # fmt: skip
         loader = torch.utils.data.DataLoader(ImageFolder(folder, look), batch_size=batch, shuffle=True, drop_last=True)
         rates = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
-        net = torch.compile(self.network) if compiled else self.network
-        self.model, self.optimizer, self.loader, self.rates = self.accelerator.prepare(net, optimizer, loader, rates)
+        if compiled:
+            self.network.compile()
+        self.model, self.optimizer, self.loader, self.rates = self.accelerator.prepare(
+            self.network, optimizer, loader, rates
+        )
         self.ema = EMAModel(
             self.network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75,
             model_cls=UNet2DModel, model_config=self.network.config,

@@ -1,6 +1,7 @@
 """The benchmarks are programs like the others: a mistake is one line, and found before the work."""
 
 import pytest
+import torch
 
 import cli
 from benchmarks import compare, convergence, faults, kill, scale
@@ -31,6 +32,13 @@ def test_compare_refuses_before_the_work(tmp_path, monkeypatch, capsys, flags, w
     monkeypatch.setattr(compare, "compare", lambda args: pytest.fail("it began"))
     refused(compare.main, capsys, flags, words)
     assert not list(tmp_path.iterdir())
+
+
+def test_compare_refuses_a_second_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refused(compare.main, capsys, ["--device", "cuda:1"], "--device cuda:1: the peers take the first GPU")
 
 
 @pytest.mark.parametrize(
