@@ -159,6 +159,12 @@ def add_checkpoint(parser, draws=True):
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
 
 
+def add_running(parser):
+    """The arguments of every program that may draw many pictures: how the network computes."""
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile it: minutes, for 10,000 pictures or more")
+
+
 def find_checkpoint(ckpt, preset):
     """The path that --ckpt and --preset name; without either the newest run, or else the checkpoint shipped with us."""
     if preset is not None and preset not in PRESETS:

@@ -74,7 +74,9 @@ class Train:
     eval_every: int = 1000  # steps between evaluations: validation, sample grid, best.pth, last.pth
     val_images: int = 512  # held-out images in one validation, each with its own timestep; repeated if there are fewer
     distance_images: int = 0  # pictures compared with the data at each evaluation (slow; see evaluation/); 0 = none
-    distance_features: str = "random"  # what is compared: random | pixels | inception (FID and KID proper)
+    distance_features: str = (
+        "random"  # what is compared: random | pixels | inception (FID, KID; drawn as precise as trained)
+    )
     max_skips: int = 20  # stop after so many steps in a row whose gradient is not finite
     seed: int = 0
 

@@ -80,6 +80,7 @@ def parser():
             s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: as the run samples")
             usual = "default 0" if name in ("speed", "sweep") else "default: as the run samples"
             s.add_argument("--eta", type=cli.number(), help=f"of ddim ({usual})")
+            cli.add_running(s)
         if name in ("speed", "sweep"):
             names, counts = cli.several(cli.one_of(SAMPLERS)), cli.several(cli.whole(1))
             s.add_argument("--samplers", type=names, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
@@ -104,10 +105,9 @@ def main(argv):
             have = "has" if len(samplers) == 1 else "have"
             raise UserError(f"--eta {args.eta:g}: {' and '.join(samplers)} {have} none; leave it out, or take ddim")
     path = cli.find_checkpoint(args.ckpt, args.preset)
-    group = processes.start(args.device)
     if args.command != "speed":  # a figure is of float32 on a GPU too, whose convolutions would round to TF32
         torch.backends.cudnn.allow_tf32 = False
-    try:
+    with processes.joined(args.device) as group:
         model, config, state = checkpoint.load_model(path, group.device, args.weights)
         if args.command != "speed" and args.data is not None:
             config = replace(config, data=replace(config.data, source=args.data))
@@ -117,7 +117,10 @@ def main(argv):
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
         guidance = config.sample.guidance if guidance is None else guidance
         size = args.n if args.command == "speed" else args.batch_size
-        subject = Subject(path, model, config, state, diffusion, group, args.seed, size, guidance)
+        running = {name: getattr(args, name) for name in ("precision", "compile") if name in args}
+        model = torch.compile(model) if running.get("compile") else model
+        precision = running.get("precision", "fp32")
+        subject = Subject(path, model, config, state, diffusion, group, args.seed, size, guidance, precision)
         out = Path(args.out or Path("out") / args.command)
         group.main_only(lambda: cli.make_folder(out))
         if group.main:
@@ -128,15 +131,13 @@ def main(argv):
             common = {
                 "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
                 "weights": args.weights, "device": str(group.device), "processes": group.world,
-                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": size,
+                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": size, **running,
             }  # fmt: skip
             report = {"figures": figures, "protocol": {**common, **protocol}}
             put(out / f"{args.command}.json", Path.write_text, json.dumps(report, indent=2) + "\n")
             print("protocol  " + ", ".join(f"{k} {_short(v)}" for k, v in protocol.items() if not isinstance(v, dict)))
             print(f"written   {out}/{args.command}.json")
         return 0
-    finally:
-        processes.stop()
 
 
 def _short(value):
@@ -159,6 +160,7 @@ class Subject:
     seed: int
     batch_size: int
     guidance: float
+    precision: str  # of the network while it draws; all else is float32
 
     def steps(self, asked):
         """The number of noise levels: what was asked for, or what the run samples with."""
@@ -181,7 +183,8 @@ class Subject:
         y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None
         denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
         walk = SAMPLERS[sampler](denoise, self.diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
-        x_0 = last(walk)
+        with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            x_0 = last(walk)
         if not torch.isfinite(x_0).all():
             raise UserError(f"{self.path}: the pictures of {sampler} at {steps} steps are not finite")
         return to_uint8(x_0).cpu(), len(calls)

@@ -33,6 +33,8 @@ def replacing(path, flush=True):
         os.chmod(temp, 0o666 & ~mask)  # a temporary file is its owner's alone; this one is to be as any other
         os.replace(temp, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if "CUDA" in str(error):  # of the device that the content was to come from
+            raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from error
     finally:

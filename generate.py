@@ -80,8 +80,7 @@ def parser():
         s.add_argument("--strip", action="store_true", help="equally spaced stages, with x0-hat below")
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
         s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
-        s.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-        s.add_argument("--compile", action="store_true", help="torch.compile the network: for thousands of pictures")
+        cli.add_running(s)
         for option, declared in OPTIONS[name].items():
             s.add_argument(f"--{option.replace('_', '-')}", **declared)
     return p
@@ -147,11 +146,8 @@ def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
-    group = processes.start(args.device)
-    try:
+    with processes.joined(args.device) as group:
         return generate(args, path, group)
-    finally:
-        processes.stop()
 
 
 def generate(args, path, group):

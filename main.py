@@ -57,7 +57,8 @@ def parser():
     p.add_argument("--export", metavar="FILE", help="write the averaged weights of the run, small, to share; and stop")
     p.add_argument("--verify", action="store_true", help="check the data, show a grid of it, and stop")
     p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    precisions = ("auto", "fp32", "bf16", "fp16")
+    p.add_argument("--precision", default="auto", choices=precisions, help="auto: bf16 on a GPU that has it, or fp32")
     p.add_argument("--compile", action="store_true", help="torch.compile the network: minutes at first, then faster")
     p.add_argument("--tensorboard", action="store_true", help="also log to the run folder for TensorBoard")
     for name in field_types():
@@ -212,12 +213,9 @@ def main(argv):
         return list_presets()
     if args.export:
         return export(args)
-    group = processes.start(args.device)
-    try:
+    with processes.joined(args.device) as group:
         config, state, folder = configure(args)
         return train_run(args, check(config), state, folder, group)
-    finally:
-        processes.stop()
 
 
 def train_run(args, config, state, folder, group):

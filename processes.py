@@ -6,6 +6,7 @@ here does anything.  Read next: trainer.py.
 """
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -79,12 +80,19 @@ def start(device="auto"):
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         patience = timedelta(hours=6)  # the others wait while one decodes a whole data set, or draws the only batch
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        kind, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(kind, timeout=patience, device_id=gpu)
     return Processes(int(os.environ.get("RANK", 0)) if world > 1 else 0, world, device)
 
 
-def stop():
-    """Leave the others in an orderly way."""
+@contextmanager
+def joined(device="auto"):
+    """`with joined(device) as group:` the Processes of `start`, left in an orderly way, unless an error ends the work.
+
+    After an error NCCL would wait here for the others, who wait for us; once we are gone, torchrun ends them.
+    """
+    group = start(device)
+    yield group
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -66,6 +66,12 @@ def seed_everything(*numbers):
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
+def usual_precision(device):
+    """bf16 on a GPU that computes in it, from compute capability 8.0 (Ampere); elsewhere fp32."""
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if native else "fp32"
+
+
 def peak_memory(device):
     """Largest memory so far in GiB: of the tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
@@ -79,7 +85,7 @@ class Trainer:
 
     config: the run.  images: dataset.sources.Images.  train, val: which of them to use, index arrays.
     folder: where everything is written.  processes: from processes.start().
-    precision: fp32 | bf16 | fp16 | auto (bf16 on CUDA, fp32 elsewhere).  compiled: torch.compile the network.
+    precision: fp32 | bf16 | fp16 | auto, the `usual_precision`.  compiled: torch.compile the network.
     board: a board.Board that is shown each evaluation, or None.
     """
 
@@ -90,7 +96,7 @@ class Trainer:
         c = config.train
         if c.batch_size % processes.world:
             raise UserError(f"--train.batch_size {c.batch_size}: not a multiple of the {processes.world} processes")
-        self.precision = ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+        self.precision = usual_precision(device) if precision == "auto" else precision
         self.steps = total_steps(c, len(train))
         self.classes = list(images.classes) if config.model.num_classes else []
         self.step = 0  # optimiser steps made

@@ -98,8 +98,9 @@ def image_noise(seed, numbers):
     generators = [np.random.default_rng((seed, number)) for number in numbers]
 
     def noise_like(x):
-        draws = np.stack([g.standard_normal(x.shape[1:], dtype=np.float32) for g in generators])
-        return torch.from_numpy(draws).to(device=x.device, dtype=x.dtype)
+        draws = torch.from_numpy(np.stack([g.standard_normal(x.shape[1:], dtype=np.float32) for g in generators]))
+        draws = draws if x.device.type == "cpu" else draws.pin_memory()  # so that the host need not wait for the copy
+        return draws.to(device=x.device, dtype=x.dtype, non_blocking=True)
 
     return noise_like
 

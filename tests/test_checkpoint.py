@@ -44,6 +44,14 @@ def test_a_checkpoint_written_on_a_gpu_is_opened_on_the_cpu(tmp_path, model, mon
     assert {weight.device.type for weight in state["ema"].values()} == {"cpu"}
 
 
+def test_an_error_of_the_device_is_not_blamed_on_the_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="CUDA error: an illegal"), replacing(tmp_path / "a"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(UserError, match="cannot write"), replacing(tmp_path / "a"):
+        raise RuntimeError("unexpected pos 64 vs 0")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_saved_comes_back(tmp_path, model):
     checkpoint.save(tmp_path / "a.pth", CONFIG, model=model.state_dict(), ema=model.state_dict(), step=7, extra=[1, 2])
     config, state = checkpoint.load(tmp_path / "a.pth")

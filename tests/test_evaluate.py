@@ -34,6 +34,7 @@ from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance, mmd2
 from evaluation.nearest import nearest, verdict
 from models import checkpoint
+from models.unet import UNet
 from processes import Processes
 
 MU, STD = 0.1, 0.35
@@ -446,6 +447,29 @@ def measure(program, run_folder, name, *more):
     code, out, err = program("evaluate", name, "--ckpt", run_folder, "--out", "o", *more)
     assert code == 0, err
     return out, err, json.loads(Path(f"o/{name}.json").read_text())
+
+
+def test_the_pictures_are_drawn_in_the_precision_asked_for_and_all_else_in_float32(program, lively, monkeypatch):
+    """And by the compiled network; the protocol says both."""
+    seen, compiled = set(), []
+    real = UNet.forward
+
+    def forward(self, x, t, y=None):
+        out = real(self, x, t, y)
+        seen.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
+    common = ("-n", 4, "--features", "random", "--steps", 2)
+    _, _, exact = measure(program, lively, "kid", *common)
+    assert seen == {torch.float32} and not compiled
+    assert (exact["protocol"]["precision"], exact["protocol"]["compile"]) == ("fp32", False)
+    seen.clear()
+    _, _, rough = measure(program, lively, "kid", *common, "--precision", "bf16", "--compile")
+    assert seen == {torch.bfloat16} and len(compiled) == 1
+    assert (rough["protocol"]["precision"], rough["protocol"]["compile"]) == ("bf16", True)
+    assert rough["figures"] != exact["figures"] and rough["figures"] == pytest.approx(exact["figures"], rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["fid", "kid"])

@@ -10,7 +10,7 @@ import torch
 
 from config import UserError
 from models import checkpoint
-from processes import Processes, choose_device, start
+from processes import Processes, choose_device, joined, start
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--preset", "smoke", "--train.accumulate", "2", "--device", "cpu"]
@@ -127,9 +127,25 @@ def test_a_mistake_is_one_line_of_one_process(tmp_path, argv, said):
 def test_the_rank_counts_over_all_machines(monkeypatch):
     for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout, device_id: None)
     group = start("cpu")
     assert (group.rank, group.world, group.main) == (2, 4, False)
+
+
+def test_the_others_are_not_waited_for_after_an_error(monkeypatch):
+    """destroy_process_group() waits until every collective call has ended, which without this process none may."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    called = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: called.append("joined"))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: called.append("left"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: bool(called))
+    with pytest.raises(UserError), joined("cpu"):
+        raise UserError("a full disk")
+    assert called == ["joined"]
+    with joined("cpu") as group:
+        assert group.world == 2
+    assert called == ["joined", "left"]
 
 
 def test_a_device_with_a_number_is_refused_where_every_process_needs_its_own(monkeypatch):
@@ -151,10 +167,11 @@ def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout: asked.append(kind))
+    join = lambda kind, timeout, device_id: asked.append((kind, device_id))  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
     group = start("cuda")
     assert (group.rank, group.world, group.device) == (3, 4, torch.device("cuda", 1))
-    assert asked == [torch.device("cuda", 1), "nccl"]
+    assert asked == [torch.device("cuda", 1), ("nccl", torch.device("cuda", 1))]
 
 
 @pytest.mark.parametrize(("built", "said"), [("12.8", "no CUDA device or driver"), (None, "built without CUDA")])

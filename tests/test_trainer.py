@@ -182,6 +182,16 @@ def test_the_network_computes_in_the_precision_asked_for(precision):
     assert seen == [trainer_module.PRECISIONS[precision]]
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "usual"),
+    [("cpu", None, "fp32"), ("cuda", (7, 5), "fp32"), ("cuda", (8, 0), "bf16"), ("cuda", (9, 0), "bf16")],
+)
+def test_the_usual_precision_is_bf16_where_the_gpu_computes_in_it(monkeypatch, device, capability, usual):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert trainer_module.usual_precision(torch.device(device)) == usual
+    assert small().precision == "fp32"
+
+
 def test_the_average_warms_up_as_the_config_says():
     t = small(**{"train.ema_warmup": "power"})
     t.ema.updates = 3
