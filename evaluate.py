@@ -246,7 +246,9 @@ def real_features(subject, args, see):
             f"{images.name}: {n} image in the split {args.split!r}, and a distance needs at least 2; "
             "take another --split, or --data with more"
         )
-    content = hashlib.sha256(str(images.pixels.shape).encode() + np.ascontiguousarray(images.pixels).data).hexdigest()
+    content = hashlib.sha256(str(images.pixels.shape).encode())
+    content.update(np.ascontiguousarray(images.pixels))
+    content = content.hexdigest()
     key = hashlib.sha256(f"{content} {see.name} {see.digest}".encode()).hexdigest()[:32]
 
     def compute():

@@ -93,11 +93,11 @@ def main(argv):
         return app.serve(path, device, args.weights, args.seed, args.port)
     lesson = LESSONS[args.lesson]
     lab = Lab.open(path, device, args.weights, args.seed)
+    cli.make_folder(Path(args.out))
     print(lab.origin)
     with figure.style():
         result = lesson(lab, **{name: getattr(args, name) for name in options(lesson)})
         out = Path(args.out) / f"{args.lesson}{'.gif' if isinstance(result, list) else '.png'}"
-        cli.make_folder(out.parent)
         put(out, pictures.save_gif if isinstance(result, list) else figure.save_png, result)
     print(what_to_look_for(lesson))
     print(out)

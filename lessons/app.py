@@ -185,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
         except ConnectionError:  # the page was closed, or asked for something else meanwhile
             return None
         except Exception as error:  # one bad request must not end the server
-            return self.send_error(500, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+            return self.send_error(500, one_line(error))
         return self.send_error(404, f"{url.path[:80]}: there are /, /api/about, /api/walk and /api/morph")
 
     def reply(self, body, kind, code=200):
@@ -198,14 +198,19 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def stream(self, frames):
-        """Server-sent events: one a frame, as it is made."""
+        """Server-sent events: one a frame, as it is made; {"error"} if one fails, as the answer has long begun."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        for frame in frames:
-            self.wfile.write(f"data: {json.dumps(frame)}\n\n".encode())
-            self.wfile.flush()
+        try:
+            for frame in frames:
+                self.wfile.write(f"data: {json.dumps(frame)}\n\n".encode())
+                self.wfile.flush()
+        except ConnectionError:
+            raise
+        except Exception as error:
+            self.wfile.write(f"data: {json.dumps({'error': one_line(error)})}\n\n".encode())
 
     def send_error(self, code, message=None, explain=None):
         """Any error, those of the base class too, as one line of JSON."""
@@ -216,6 +221,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass  # a line a request would bury the address
+
+
+def one_line(error):
+    """What went wrong, to be shown."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def listed(path):

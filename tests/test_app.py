@@ -217,6 +217,19 @@ def test_a_mistake_of_ours_is_one_line_too_and_the_next_is_served(app, monkeypat
     assert get(app, "/api/about")[0] == 200
 
 
+def test_a_mistake_in_the_middle_of_a_walk_is_its_last_event_and_the_next_is_served(app, monkeypatch):
+    def broken(self, p):
+        yield {"step": 0}
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(App, "walk", broken)
+    status, _, body = get(app, "/api/walk")
+    events = [json.loads(event.removeprefix("data: ")) for event in body.decode().strip().split("\n\n")]
+    assert status == 200 and events == [{"step": 0}, {"error": "RuntimeError: out of memory"}]
+    assert get(app, "/api/about")[0] == 200
+    assert "told.error" in PAGE.read_text()
+
+
 def test_the_page_speaks_of_what_the_server_knows(app):
     """A name that only one of the two has is a control that does nothing; a browser would not even say so."""
     page = PAGE.read_text()

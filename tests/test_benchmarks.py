@@ -1,7 +1,10 @@
 """The benchmarks are programs like the others: a mistake is one line, and found before the work."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import cli
 from benchmarks import compare, convergence, faults, kill, scale
@@ -100,3 +103,57 @@ def test_the_place_of_every_planted_fault_is_there_once(fault):
     _, file, right, wrong, tests = fault
     assert (faults.ROOT / file).read_text().count(right) == 1 and wrong != right
     assert all((faults.ROOT / test).is_file() for test in tests.split())
+
+
+def test_the_table_of_compare_holds_the_medians_of_what_its_columns_say():
+    def rounds(*rates):
+        return [{"images_per_s": r, "images_per_cpu_s": r / 4, "peak_memory_gib": r} for r in rates]
+
+    about = {"parameters": 2e6, "train_flops": 3e9, "sample_flops": 5e9}
+    one = SimpleNamespace(about=about, rounds={"train": rounds(4, 1, 2), "sample": rounds(70, 90, 80)})
+    row = compare.table({"net": {"ours": compare.summary(one)}}, [10e9, 12e9]).splitlines()[-1]
+    assert row == "| net | ours | 2.0M | 3.0 | 2 | 6 | 50% | 80 | 2.0 GiB |"
+
+
+def test_every_ratio_is_of_its_own_quantity():
+    def contestant(train, sample, flops):
+        rounds = {
+            what: [dict(zip(("images_per_s", "images_per_cpu_s"), rates))]
+            for what, rates in (("train", train), ("sample", sample))
+        }
+        return {"rounds": rounds, "train_flops": flops[0], "sample_flops": flops[1]}
+
+    field = {"ours": contestant((8, 2), (3, 5), (40, 10)), "peer": contestant((4, 4), (6, 1), (20, 20))}
+    said = [[float(w) for w in line.split() if w[0].isdigit()] for line in compare.ratios({"net": field}).splitlines()]
+    assert said == [[2, 4], [0.5, 1], [0.5, 0.25], [5, 2.5]]
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    return figures
+
+
+def test_the_panels_of_scale_show_what_their_titles_say(kept):
+    def rows(k):
+        return [(x, {"train": {"seconds": k * x, "memory": k * x * 2**30}}) for x in (1, 2)]
+
+    tables = zip(("images", "pixels", "T", "steps"), (1, 10, 100, 1000))
+    scale.plot([("title", x_name, rows(k)) for x_name, k in tables], "x.png")
+    axes = kept[0].axes
+    assert [list(a.lines[0].get_ydata()) for a in axes] == [[1, 2], [10, 20], [10, 20], [1000, 2000]]
+    assert [(a.get_xlabel(), a.get_ylabel()) for a in axes] == [
+        ("images", "seconds"), ("pixels", "seconds"), ("pixels", "GiB"), ("steps", "seconds"),
+    ]  # fmt: skip
+
+
+def test_the_order_is_the_fall_of_the_error_with_the_evaluations(tmp_path, monkeypatch, capsys, kept):
+    made_up = lambda sampler, levels, *_, **__: (len(levels) ** -2.0, 3 * len(levels))  # noqa: E731
+    monkeypatch.setattr(convergence, "measure", made_up)
+    convergence.main(["--out", str(tmp_path / "c.png")])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[3:] for row in rows if row[0] == "dpmpp"] == [[], *[["2.00"]] * 5]
+    (line,) = (line for line in kept[0].axes[0].lines if line.get_label() == "heun")
+    assert list(line.get_xdata()) == [24, 48, 96, 192, 384]
+    assert list(line.get_ydata()) == pytest.approx([n**-2.0 for n in (8, 16, 32, 64, 128)])

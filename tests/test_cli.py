@@ -22,6 +22,7 @@ import evaluate
 import explore
 import generate
 import main
+import processes
 from benchmarks import kill
 from config import PRESETS, Sample, UserError, check, field_types, override, parse_value
 from dataset import pictures, sources
@@ -835,6 +836,7 @@ def test_spacing_rho_and_tol_change_the_pictures(program, run_folder):
     assert (picture("ddim") != picture("ddim", "--spacing", "logsnr")).any()
     assert (picture("heun") != picture("heun", "--rho", 1)).any()
     assert (picture("pc") != picture("pc", "--snr", 0.3)).any()
+    assert (picture("ode") != picture("ode", "--tol", 1)).any()
 
 
 @pytest.mark.parametrize("steps", [1, 50])
@@ -959,3 +961,26 @@ def test_a_device_that_is_not_there_is_what_is_said_first(program, run_folder):
 def test_two_flags_for_one_thing_are_refused(program, flags, said):
     code, _, err = program("main", *SMOKE, *flags)
     assert code == 2 and said in err and "leave one of the two out" in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("generate", "ddim"), ("explore", "forward"), ("explore", "app"), ("edit", "img2img"), ("evaluate", "speed")],
+    ids=" ".join,
+)
+def test_every_program_takes_the_device_and_the_preset_asked_for(program, run_folder, monkeypatch, argv):
+    asked, given, there = [], [], torch.device("meta")
+    monkeypatch.setattr(processes, "choose_device", lambda name, local=0: asked.append(name) or there)
+    monkeypatch.setattr(checkpoint, "load_model", lambda path, device, *_: given.append(torch.device(device)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        program(*argv, "--ckpt", run_folder, "--device", "over there")
+    assert (asked, given) == (["over there"], [there])
+    code, _, err = program(*argv, "--preset", "nothing")
+    assert code == 2 and err.startswith("error: --preset nothing: unknown")
+
+
+def test_the_grid_holds_the_pictures_in_their_order(program, run_folder):
+    flags = ("-n", 5, "--batch-size", 5, "--steps", 1, "--upscale", 2)
+    assert program("generate", "ddim", "--ckpt", run_folder, *flags)[0] == 0
+    images = torch.stack([pictures.load_png(p) for p in pngs("out/ddim")])
+    assert torch.equal(pictures.load_png("out/ddim/grid.png"), pictures.grid(images))

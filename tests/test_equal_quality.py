@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import cli
+from benchmarks import equal_quality
 from benchmarks.equal_quality import as_near, main
+from diffusion.samplers import ddim
 from lessons.lab import Lab
 
 
@@ -45,3 +47,15 @@ def test_the_device_asked_for_is_the_one_that_is_used_or_else_refused(monkeypatc
     with pytest.raises(ZeroDivisionError):
         main(["--device", "cpu"])
     assert opened == [torch.device("cpu")]
+
+
+def test_a_row_says_how_many_steps_ddim_needs_and_how_many_times_as_long_they_take(monkeypatch, capsys):
+    def draw(lab, numbers, sampler, levels):
+        n, (grey, a_step) = len(levels), (400, 0.1) if sampler is ddim else (80, 0.2)
+        return torch.full((1, 3, 2, 2), 0.0 if n == lab.T else grey / n / 127.5), a_step * n
+
+    monkeypatch.setattr(equal_quality, "draw", draw)
+    main(["--ckpt", str(cli.SHIPPED)])
+    out = capsys.readouterr().out
+    assert "| dpmpp | 10 | 8.00 | 2.00 | 50 | 5.00 | 2.5 |\n" in out
+    assert "| dpmpp | 20 | 4.00 | 4.00 | 100 | 10.00 | 2.5 |\n" in out

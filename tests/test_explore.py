@@ -20,6 +20,7 @@ from dataset import pictures, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.schedule import cosine, linear
 from diffusion.steps import last
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab, rms
@@ -342,8 +343,8 @@ def test_steps_shows_and_measures_each_walk_beside_the_full_chain(attentive, tic
 def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(attentive, ticking, monkeypatch):
     lab, ends, above = attentive, [], []
     monkeypatch.setattr(
-        walks, "SAMPLERS", {name: SAMPLERS[name] for name in ("ddim", "dpmpp", "heun", "ddpm")}
-    )  # the quick ones
+        walks, "SAMPLERS", {name: SAMPLERS[name] for name in ("ddim", "dpmpp", "ddpm", "pc", "heun")}
+    )  # the quick ones, of which two draw noise
     levels = {"dpmpp": spaced_logsnr(lab.schedule, 5), "heun": spaced_rho(lab.schedule, 5, 7.0)}
     for name, sampler in walks.SAMPLERS.items():
         calls, inner = [], denoiser(lab, [0, 1], 2.0)
@@ -685,3 +686,66 @@ def test_memorise_shows_made_pictures_over_their_nearest_and_measures_many_made_
         edges = [*(bar.get_x() for bar in bars), bars[-1].get_x() + bars[-1].get_width()]
         heights, _ = np.histogram(ends[name], edges, density=True)
         assert_close(torch.tensor([bar.get_height() for bar in bars]), torch.tensor(heights), rtol=1e-3, atol=1e-6)
+
+
+# ---------------------------------------------------------------- what a figure says
+
+
+def test_the_file_of_a_figure_has_its_colours(tmp_path):
+    picture = torch.tensor([1.0, -1.0, 0.0]).view(1, 1, 3, 1, 1).expand(1, 1, 3, 4, 4)
+    fig, axes = figure.wall(picture, "t", widest=40)
+    figure.save_png(tmp_path / "wall.png", fig)
+    image, box = np.asarray(Image.open(tmp_path / "wall.png")), axes.get_window_extent()
+    x, y = round(box.x0 + box.width / 2), image.shape[0] - round(box.y0 + box.height / 2)
+    assert image[y, x].tolist() == [255, 0, 128]
+
+
+def test_each_schedule_of_the_lessons_bears_its_own_name():
+    found = noise.both(1000)
+    assert_close(found["linear"].betas, linear().betas)
+    assert_close(found["cosine"].betas, cosine().betas)
+
+
+def test_samplers_draws_the_class_asked_for(attentive, ticking, monkeypatch):
+    lab, stars = attentive, attentive.classes.index("stars")
+    monkeypatch.setattr(walks, "SAMPLERS", {"ddim": SAMPLERS["ddim"]})
+    ends = walked(lab, drawn([0, 1]), [stars] * 2, 2.0, spaced(50, 2))
+    fig = walks.samplers(lab, steps=2, n=2, label="stars", guidance=2.0)
+    assert_shows(fig, [z[None] for z in ends], ["stars"] * 2, ["ddim\n2 evaluations\n0.50 s"])
+
+
+def test_memorise_draws_the_class_that_it_names(attentive):
+    lab, stars = attentive, attentive.classes.index("stars")
+    fig = network.memorise(lab, n=1, neighbours=1, steps=2, label="stars", guidance=2.0)
+    made = walked(lab, drawn(range(16)), [stars] * 16, 2.0, spaced(50, 2))[:1]
+    shown = cells(fig.axes[0].images[0].get_array(), 2, 1)[0, 0]
+    k = shown.shape[0] // 16
+    expected = figure.visible(made)[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(shown[k // 2 :: k, k // 2 :: k].astype(int) - expected).max() <= 1
+    assert names(fig)[1][0].startswith("stars\n")
+
+
+def test_left_out_a_lesson_compares_what_is_worth_comparing(lab):
+    fig = between.interpolate(lab, levels=(0,), mixtures=2)
+    assert_shows(fig, [torch.cat([lab.photo(0), lab.photo(1)])], ["t = 0"], ["100% + 0%", "0% + 100%"])
+    assert names(between.interpolate(lab, mixtures=2, steps=2))[0] == [f"t = {t}" for t in (0, 10, 20, 30, 40, 50)]
+    assert names(walks.steps(lab, n=1))[1] == [f"{c} steps" for c in (5, 10, 25, 50)]
+    morph = explore.options(between.morph)
+    assert (morph["along"], morph["seeds"]) == ("slerp", (0, 1))
+
+
+def test_attention_at_the_last_level_looks_at_the_noise_itself(attentive):
+    lab = attentive
+    fig = network.attention(lab, "encoder.1.0.attn", level=50, places=1, steps=2)
+    shown = cells(fig.axes[0].images[0].get_array(), 1, 3)[0, 0]
+    k = shown.shape[0] // 16
+    with torch.no_grad():
+        expected = figure.visible(denoiser(lab, [0])(drawn([0]), 50)[0])[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(shown[::k, ::k] - expected).max() <= 1
+
+
+def test_the_caption_of_loss_says_what_the_network_predicts(attentive):
+    edm = replace(attentive, config=override(attentive.config, {"diffusion.process": "edm"}))
+    for lab, what in ((attentive, "eps"), (edm, "F of EDM")):
+        said = noise.loss(lab, images=2, points=2).texts[1].get_text()
+        assert said.endswith(f"the network predicts {what}")

@@ -586,3 +586,10 @@ def test_the_default_cache_follows_xdg_and_the_images_folder_is_left_alone(root,
     folder.read(root, size=(8, 8), channels=3)
     assert len(list((tmp_path / "home/.cache/diffusion").iterdir())) == 2
     assert [p.name for p in root.iterdir()] == ["a.png"]
+
+
+def test_a_zip_has_the_same_classes_where_nothing_can_be_cached(read, tmp_path):
+    path = make_zip(tmp_path / "z.zip", **{"pets/cat/1.png": png(), "pets/dog/1.png": png()})
+    (tmp_path / "file").touch()
+    _, labels, classes, _ = read(path, cache=tmp_path / "file" / "cache")
+    assert (labels.tolist(), classes) == ([0, 1], ("cat", "dog"))

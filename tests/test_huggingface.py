@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from board import Board
 from config import UserError
 from dataset import sources
 from trainer import COLUMNS
@@ -184,3 +185,23 @@ def test_tensorboard_gets_every_scalar_and_both_pictures(program, tmp_path):
     assert set(events.Tags()["scalars"]) == set(COLUMNS) - {"step"}
     assert set(events.Tags()["images"]) == {"step", "strip"}
     assert [e.step for e in events.Scalars("val_loss")] == [4, 8]
+
+
+def test_the_board_is_given_the_values_and_the_pictures_themselves(monkeypatch):
+    seen = []
+
+    class Writer:
+        def __init__(self, folder):
+            pass
+
+        def note(self, *what):
+            seen.append(what)
+
+        def flush(self):
+            pass
+
+        add_scalar = add_image = note
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    Board("x").show({"step": 4, "val_loss": 0.5}, {"strip": "picture"})
+    assert seen == [("val_loss", 0.5, 4), ("strip", "picture", 4)]

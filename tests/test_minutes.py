@@ -59,3 +59,16 @@ def test_a_folder_that_is_no_measured_run_is_one_clear_line(tmp_path, damage, sa
     damage(tmp_path / "run")
     with pytest.raises(UserError, match=said):
         minutes.curve(tmp_path / "run")
+
+
+def test_the_distance_is_drawn_above_and_the_validation_loss_below_it_against_minutes(monkeypatch):
+    kept = []
+    monkeypatch.setattr(minutes.figure, "save_png", lambda file, fig: kept.append(fig))
+    minutes.draw({"run": ("frechet_distance_random", [(1.0, 30, 0.5, 3.0), (5.0, 90, 0.25, 2.0)])}, "m.png")
+    above, below = kept[0].axes
+    assert above.get_position().y0 > below.get_position().y0
+    titles = ("Frechet distance of random features", "validation loss")
+    for axes, title, values in zip((above, below), titles, ([3.0, 2.0], [0.5, 0.25])):
+        (line,) = axes.lines
+        assert axes.get_title(loc="left") == title
+        assert (list(line.get_xdata()), list(line.get_ydata())) == ([1.0, 5.0], values)
