@@ -226,7 +226,8 @@ def run(main, argv=None):
         if getattr(sys, name) is None:  # closed by whoever started us: nobody wants to read it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name may be no text at all
+            # a file name may be no text at all; and a log should grow while the training does
+            getattr(sys, name).reconfigure(errors="backslashreplace", line_buffering=True)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return main([a for a in argv if a != "--debug"]) or 0

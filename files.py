@@ -58,8 +58,10 @@ def is_ours(folder):
 @contextmanager
 def locked(folder):
     """Hold `folder` for this process.  The lock is the operating system's, so a crash does not leave it behind."""
-    import fcntl  # here, as Windows, which may still draw, has none
-
+    try:
+        import fcntl  # here, as Windows has none
+    except ImportError:
+        raise UserError("training needs Linux or macOS; on Windows use WSL (generate.py works without)") from None
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +73,11 @@ def locked(folder):
     except BlockingIOError:
         os.close(handle)
         raise UserError(f"{folder}: another process is training here; wait for it, or use --out DIR") from None
+    except OSError as error:  # some network file systems have no locks
+        os.close(handle)
+        raise UserError(
+            f"{folder} cannot be locked: {error.strerror}; choose a folder on a local disk with --out DIR"
+        ) from None
     try:
         yield
     finally:

@@ -43,6 +43,7 @@ FIXED = (  # what a run keeps for life: another network, other data, or another 
     "model.", "diffusion.", "data.size", "data.channels", "data.seed", "data.count", "data.val_fraction",
     "train.seed", "train.val_images",
 )  # fmt: skip
+FREE = ("model.grad_checkpoint",)  # of these: it changes the memory that is used, and no weight
 
 
 def parser():
@@ -116,7 +117,7 @@ def configure(args):
             raise UserError(f"{error}: it cannot go on; start a new run with --out DIR{rest}") from None
         if args.preset not in (None, config.name):
             raise UserError(f"--preset {args.preset}: {last} is a run of {config.name}; leave --preset out")
-        fixed = [n for n in values if n.startswith(FIXED) and values[n] != field_of(config, n)]
+        fixed = [n for n in values if n.startswith(FIXED) and n not in FREE and values[n] != field_of(config, n)]
         if fixed:
             raise UserError(f"--{fixed[0]} cannot change on the way: leave it out, or start a new run with --out DIR")
         before, after = (t.batch_size * t.accumulate for t in (config.train, override(config, values).train))
@@ -164,7 +165,7 @@ def shrink(config):
     """`config` cut down to two steps and a handful of pictures, for --dry-run."""
     train = replace(config.train, steps=2, epochs=0, eval_every=1, val_images=8)
     train = replace(train, distance_images=min(8, train.distance_images))
-    sample = replace(config.sample, steps=min(2, config.diffusion.T), n=2)
+    sample = replace(config.sample, steps=min(2, config.diffusion.T))  # as many pictures as ever: their memory counts
     return replace(config, train=train, sample=sample)
 
 

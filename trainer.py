@@ -11,7 +11,6 @@ import contextlib
 import csv
 import json
 import math
-import resource
 import signal
 import sys
 import time
@@ -29,7 +28,7 @@ from dataset.batches import Batches
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
 from diffusion.samplers import ddim
-from diffusion.steps import begin, image_noise, last, spaced
+from diffusion.steps import begin, image_noise, spaced
 from evaluation import compare, features
 from files import put, replacing
 from models import checkpoint
@@ -76,6 +75,8 @@ def peak_memory(device):
     """Largest memory so far in GiB: of the tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # here, as Windows, which may still draw, has none
+
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
 
@@ -220,11 +221,24 @@ class Trainer:
         (2, C, H, W), x_t and x0-hat of each stage.
         """
         stages = []
-        with self.autocast():
-            for stage in self._walk(range(n)):
-                self._check_stop()
-                stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())
-        return to_uint8(stage.x).cpu(), stages
+        keep = lambda stage: stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())  # noqa: E731
+        drawn = self._draw(range(n), keep)
+        return torch.cat(drawn), stages
+
+    def _draw(self, numbers, look=lambda stage: None):
+        """Batches of the pictures with these numbers, uint8 on the CPU: in the memory of a training step, whatever n.
+
+        look: is shown each stage of the first batch.
+        """
+        size, drawn = self.config.train.batch_size // self.processes.world, []
+        for i in range(0, len(numbers), size):
+            with self.autocast():
+                for stage in self._walk(numbers[i : i + size]):
+                    self._check_stop()
+                    if i == 0:
+                        look(stage)
+            drawn.append(to_uint8(stage.x).cpu())
+        return drawn
 
     def _walk(self, numbers):
         """DDIM on the EMA weights for the pictures with these numbers, classes in turn."""
@@ -241,13 +255,7 @@ class Trainer:
         c, p = self.config.train, self.processes
         if not c.distance_images:
             return {}
-        size, drawn = c.batch_size // p.world, []
-        mine = list(range(p.rank, c.distance_images, p.world))
-        for i in range(0, len(mine), size):
-            with self.autocast():
-                x_0 = last(self._walk(mine[i : i + size]))
-            self._check_stop()
-            drawn.append(to_uint8(x_0).cpu())
+        drawn = self._draw(range(p.rank, c.distance_images, p.world))
         drawn = torch.cat([part for share in p.gather(drawn) for part in share])
         indices, n = self.batches.indices, c.distance_images
         chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class
@@ -515,6 +523,7 @@ class Trainer:
 def plot(path, rows):
     """Loss curves of the whole run, and validation by quarter of t, as a PNG."""
     from matplotlib.figure import Figure  # here, as its import takes long
+    from matplotlib.ticker import LogLocator, NullLocator
 
     steps = [r["step"] for r in rows]
     quarters = ("t in the first quarter (little noise)", "second", "third", "last (nearly all noise)")
@@ -525,12 +534,17 @@ def plot(path, rows):
     distances = {name: name for name in rows[-1] if name not in COLUMNS}
     if distances:
         panels["distance of samples and data"] = distances
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    width = 5 * len(panels)
+    figure = Figure(figsize=(width, 4))
+    # margins by hand: Matplotlib's own layouts take as long as all the drawing
+    figure.subplots_adjust(left=0.65 / width, right=1 - 0.1 / width, bottom=0.26, top=0.93, wspace=0.19)
     for panel, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
         for key, label in curves.items():
             panel.plot(steps, [r.get(key, math.nan) for r in rows], marker="o", markersize=3, label=label)
         panel.set(title=title, xlabel="optimiser step", yscale="log")
+        panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        panel.yaxis.set_major_formatter("{x:.4g}")
         panel.grid(alpha=0.3)
         panel.locator_params(axis="x", nbins=6)
-        panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # covers no curve
+        panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # covers no curve
     figure.savefig(path, format="png", dpi=110)

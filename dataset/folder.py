@@ -7,7 +7,6 @@ user's images.  Read next: dataset/sources.py, which chooses between this and th
 
 import hashlib
 import io
-import itertools
 import json
 import os
 import stat
@@ -28,7 +27,8 @@ from tqdm import tqdm
 
 from config import UserError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif")
+UNREAD = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2")  # pictures too: they are listed as skipped
 ACCEPTED = "a folder or .zip of " + ", ".join(e[1:] for e in EXTENSIONS) + " images"
 # Only these decoders are ever tried, whatever a file is called: some of Pillow's others start programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -146,7 +146,7 @@ def _wanted(parts: list[str], seen: Counter) -> bool:
         return False
     extension = os.path.splitext(parts[-1])[1].lower()
     seen[extension] += 1
-    return extension in EXTENSIONS
+    return extension in EXTENSIONS + UNREAD
 
 
 def _labels(names: list[str], in_zip: bool) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -173,6 +173,8 @@ def _decode(file: File, open_file: Callable, size: tuple[int, int], channels: in
     """One file -> uint8 (C, H, W), or the reason why not."""
     if file.problem or file.size > MAX_BYTES:
         return file.problem or f"larger than {MAX_BYTES:,} bytes"
+    if (ending := os.path.splitext(file.name)[1].lower()) in UNREAD:
+        return f"{ending} is not read; convert it to .png"
     try:
         data = open_file(file)
         if not data:
@@ -263,8 +265,9 @@ def read_listed(root, files, seen, open_file, size, channels, cache) -> Decoded:
         return np.load(pixels_path, mmap_mode="r"), labels, classes, skipped
     except OSError as error:
         print(f"warning: cannot cache in {cache} ({_reason(error)}); decoding into memory", file=sys.stderr)
-    room, count = np.empty((len(files), channels, *size), np.uint8), itertools.count()
-    names, skipped = _decode_all(root, files, seen, decode, lambda pixels: room.__setitem__(next(count), pixels))
+    room = np.empty((len(files), channels, *size), np.uint8)
+    rows = iter(room)
+    names, skipped = _decode_all(root, files, seen, decode, lambda pixels: np.copyto(next(rows), pixels))
     return room[: len(names)], *_labels(names, in_zip=root.is_file()), skipped
 
 
@@ -297,12 +300,15 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
 
 def _abandoned(path: Path) -> bool:
     """Is this the temporary file of a process that is no more?"""
+    if path.suffix != ".tmp":
+        return False
     try:
-        return path.suffix == ".tmp" and os.kill(int(path.name.split(".")[-2]), 0) is not None
+        os.kill(int(path.name.split(".")[-2]), 0)  # signal 0 does nothing but ask whether the process is there
     except ProcessLookupError:
         return True
     except (OSError, ValueError, OverflowError):  # another user's process, or not a name of ours
-        return False
+        pass
+    return False
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

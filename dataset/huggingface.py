@@ -42,7 +42,11 @@ def read(name: str, *, size: tuple[int, int], channels: int, cache: Path | None 
 
     # A class is the first part of a path, as in a folder with one subfolder for each class.
     numbers = data[label] if label else None
-    tops = [f"{kinds[label].int2str(n)}/" if n >= 0 else "unlabelled/" for n in numbers] if label else [""] * len(data)
+    tops = (
+        [f"{kinds[label].int2str(n)}/" if n is not None and n >= 0 else "unlabelled/" for n in numbers]
+        if label
+        else [""] * len(data)
+    )
     stamp = (str(data._fingerprint),)
     files = [folder.File(f"{top.replace('/', '_')[:-1]}/{i:09d}" if top else f"{i:09d}", 1, stamp, i)
              for i, top in enumerate(tops)]  # fmt: skip

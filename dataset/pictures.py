@@ -39,6 +39,16 @@ def evenly(first, last, count):
     return [first + round(i * (last - first) / max(1, count - 1)) for i in range(count)]
 
 
+def rgb(images):
+    """(..., C, H, W) uint8, grey, RGB or RGBA -> (..., 3, H, W), on white: without alpha, what it hides would show."""
+    if images.shape[-3] == 1:
+        return images.expand(*images.shape[:-3], 3, -1, -1)
+    if images.shape[-3] == 3:
+        return images
+    colour, alpha = images[..., :3, :, :].float(), images[..., 3:, :, :].float() / 255
+    return (colour * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
+
+
 def to_pil(image):
     """(C, H, W) uint8 with 1, 3 or 4 channels -> PIL image."""
     array = image.permute(1, 2, 0).cpu().numpy()
@@ -59,6 +69,6 @@ def load_png(path):
 
 def save_gif(path, frames, milliseconds=80, hold=1500):
     """Write (C, H, W) uint8 frames as a GIF that loops for ever and holds its last frame."""
-    pictures = [to_pil(f[:3]).convert("RGB") for f in frames]
+    pictures = [to_pil(rgb(f)) for f in frames]
     times = [milliseconds] * (len(pictures) - 1) + [hold]
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dataset.pictures import grid, upscale
+from dataset.pictures import grid, rgb, upscale
 from dataset.pixels import to_uint8
 
 DPI = 120
@@ -53,8 +53,7 @@ def style():
 
 def visible(x):
     """(..., C, H, W) in [-1, 1] with 1, 3 or 4 channels -> (..., 3, H, W) uint8."""
-    image = to_uint8(x)[..., :3, :, :]
-    return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
+    return rgb(to_uint8(x))
 
 
 def mosaic(rows, k):

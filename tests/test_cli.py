@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +35,7 @@ from models import checkpoint
 from models.attention import Attention
 from trainer import total_steps
 
+ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ("--preset", "smoke")
 
 
@@ -345,6 +348,15 @@ def test_warnings_and_mistakes_are_one_plain_line_each_and_leave_stdout_to_the_r
 def test_an_error_of_the_system_names_the_file(capsys):
     assert cli.run(lambda argv: Path("nowhere/a.png").read_bytes(), []) == 2
     assert capsys.readouterr().err == "error: nowhere/a.png: No such file or directory\n"
+
+
+def test_a_log_file_grows_line_by_line(tmp_path):
+    """A night's training in the background: what is buffered would not be seen, and lost with a kill."""
+    talk = "import cli, os; cli.run(lambda argv: (print('a line'), os._exit(0)))"
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open(tmp_path / "log", "w") as log:
+        subprocess.run([sys.executable, "-c", talk], cwd=ROOT, stdout=log, env=usual)
+    assert (tmp_path / "log").read_text() == "a line\n"
 
 
 def test_a_reader_that_goes_away_gets_no_line_and_the_code_of_a_broken_pipe(capsys, monkeypatch):

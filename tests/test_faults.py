@@ -1,10 +1,13 @@
 """Nothing is lost: each fault is injected for real, and costs at most one line.  docs/reliability.md lists them all."""
 
+import errno
 import os
 import random
 import re
 import resource
 import signal
+import subprocess
+import sys
 import time
 from functools import partial, wraps
 from pathlib import Path
@@ -305,6 +308,28 @@ def test_a_second_process_is_refused_and_a_killed_first_one_leaves_no_lock(progr
     flags = ["--resume"] if (tmp_path / "run/last.pth").exists() else []
     done = checkpoint.load(tmp_path / "run/last.pth")[1]["step"] if flags else 0
     assert program("main", *SMOKE, "--out", "run", *flags, "--train.steps", done + 2)[0] == 0
+
+
+@pytest.mark.parametrize("reason", ["no locks", "Windows"])
+def test_a_run_folder_that_cannot_be_locked_is_one_line(program, monkeypatch, reason):
+    """As on some network file systems."""
+    import fcntl
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if reason == "Windows":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    code, _, err = program("main", *SMOKE, "--out", "run")
+    assert code == 2
+    one_line(err, *(("on Windows use WSL",) if reason == "Windows" else ("run cannot be locked: ", "--out DIR")))
+
+
+def test_the_programs_start_where_there_is_no_module_resource():
+    start = "import sys; sys.modules['resource'] = sys.modules['fcntl'] = None; import main, generate"
+    done = subprocess.run([sys.executable, "-c", start], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_not_overwritten(program, tmp_path, monkeypatch):

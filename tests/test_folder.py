@@ -72,9 +72,17 @@ def test_images_are_found_at_any_depth_with_any_case_of_extension_in_path_order(
     assert (labels, classes, skipped) == (None, (), ())
 
 
-def test_jpg_and_jpeg_are_both_read(root, read):
-    save(root / "a.jpg"), save(root / "b.JPEG")
-    assert len(read()[0]) == 2
+def test_every_ending_of_a_kind_that_is_read_is_read(root, read):
+    save(root / "a.jpg"), save(root / "b.JPEG"), save(root / "c.gif")
+    os.link(root / "a.jpg", root / "d.JFIF")
+    assert len(read()[0]) == 4
+
+
+def test_pictures_of_kinds_that_are_not_read_are_listed_and_other_files_are_not(root, read):
+    save(root / "a.png")
+    for name in ("b.heic", "c.TIF", "notes.txt"):
+        (root / name).write_text("x")
+    assert read()[3] == ("b.heic: .heic is not read; convert it to .png", "c.TIF: .tif is not read; convert it to .png")
 
 
 def test_class_folders_give_labels_by_the_first_folder(root, read):

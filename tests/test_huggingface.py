@@ -128,12 +128,12 @@ def test_a_picture_that_is_stored_by_its_path_is_read_from_there(tmp_path, monke
 
 def test_the_training_split_is_taken_the_unlabelled_are_a_class_and_other_data_is_noticed(tmp_path, monkeypatch):
     """Without the package, so that it is tested everywhere."""
-    splits = {"test": Table([7], [0], "a"), "train": Table([0, 1, 2], [0, -1, 1], "b")}
+    splits = {"test": Table([7], [0], "a"), "train": Table([0, 1, 2, 6], [0, -1, 1, None], "b")}
     package = SimpleNamespace(Image=Picture, ClassLabel=Kind, load_dataset=lambda name: splits)
     monkeypatch.setitem(sys.modules, "datasets", package)
     images = load("hf:user/set", tmp_path)
-    assert images.classes == ("cat", "dog_wolf", "unlabelled") and images.labels.tolist() == [0, 1, 2]
-    for pixels, i in zip(images.pixels, (2, 0, 1)):  # class by class
+    assert images.classes == ("cat", "dog_wolf", "unlabelled") and images.labels.tolist() == [0, 1, 2, 2]
+    for pixels, i in zip(images.pixels, (2, 0, 1, 6)):  # class by class
         assert np.array_equal(pixels, noise(i).transpose(2, 0, 1))
     splits["train"] = Table([3, 4, 5], [0, -1, 1], "c")
     assert np.array_equal(load("hf:user/set", tmp_path).pixels[0], noise(5).transpose(2, 0, 1))

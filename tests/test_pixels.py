@@ -159,6 +159,16 @@ def test_a_gif_has_every_frame_and_loops(tmp_path):
     assert times == [80, 80, 80, 1500]  # the last frame is held
 
 
+def test_a_gif_of_transparent_pictures_hides_what_they_hide(tmp_path):
+    clear = torch.tensor([200, 0, 0, 0], dtype=torch.uint8).view(4, 1, 1).expand(4, 8, 8)
+    half = torch.tensor([200, 0, 0, 51], dtype=torch.uint8).view(4, 1, 1).expand(4, 8, 8)
+    pictures.save_gif(tmp_path / "a.gif", [clear, half])
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert [frame.convert("RGB").getpixel((0, 0)) for frame in ImageSequence.Iterator(gif)] == [
+            (255, 255, 255), (244, 204, 204),
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("size", "factor"), [((32, 32), 2), ((16, 64), 4), ((64, 16), 4), ((256, 256), 1)])
 def test_the_short_side_becomes_readable(size, factor):
     assert pictures.readable_scale(size) == factor

@@ -352,6 +352,18 @@ def test_the_grid_and_the_strip_are_ddim_as_the_config_says():
         assert torch.equal(x, to_uint8(step.x[0])) and torch.equal(x0, to_uint8(step.x0[0]))
 
 
+def test_a_grid_larger_than_a_batch_is_drawn_in_batches():
+    """Or the first evaluation of a network that just fits in training would not fit, after hours of it."""
+    t, asked = small(**{"train.batch_size": 4}), []
+    t.ema.model.register_forward_pre_hook(lambda model, inputs: asked.append(len(inputs[0])))
+    images, stages = t.sample(10)
+    assert asked == [4] * 10 + [2] * 5 and len(stages) == 5  # of the first picture alone
+    assert torch.equal(stages[-1][0], images[0])
+    t = small(**{"train.batch_size": 10})
+    assert (images.int() - t.sample(10)[0].int()).abs().max() <= 1
+    assert main.shrink(PRESETS["pokemon"]).sample.n == PRESETS["pokemon"].sample.n  # so --dry-run draws as many
+
+
 def test_the_strip_ends_in_the_first_picture_of_the_grid(run_folder):
     grid, strip = (pictures.load_png(run_folder / f"samples/{name}_0000008.png") for name in ("step", "strip"))
     assert torch.equal(strip[:, 2:66, -66:-2], grid[:, 2:66, 2:66])
@@ -631,6 +643,9 @@ def test_resume_refuses_another_network_and_other_data(program):
     for flag, value in fixed.items():
         code, _, err = program("main", *SMOKE, "--resume", "--train.steps", 8, flag, value)
         assert code == 2 and f"{flag} cannot change" in err
+    checkpointing = ("--model.grad_checkpoint", "true")  # changes no weight: the cure for a memory that is too small
+    assert program("main", *SMOKE, "--resume", "--train.steps", 5, *checkpointing)[0] == 0
+    assert checkpoint.load("ckpt/smoke/last.pth")[0].model.grad_checkpoint
     code, _, err = program("main", *SMOKE, "--resume", "--dry-run")
     assert code == 2 and "leave out --resume" in err
     code, _, err = program("main", *SMOKE, "--out", "nowhere", "--resume")
