@@ -150,13 +150,18 @@ def add_checkpoint(parser, draws=True):
     parser.add_argument("--ckpt", metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)")
     parser.add_argument("--preset", metavar="NAME", help="take last or best of this preset's run in ckpt/")
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights, or the trained ones"
+        "--weights", choices=("ema", "raw"), default="ema", help="ema: the averaged ones (default); raw: as trained"
     )
     if draws:
-        parser.add_argument("--seed", type=whole(0), default=0, help="picture i depends on (seed, i) only")
+        parser.add_argument("--seed", type=whole(0), default=0, help="of the noise (default 0)")
     else:
         parser.set_defaults(seed=0)
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto (default: cuda if there is one, else cpu), cpu, cuda or cuda:N",
+    )
 
 
 def add_running(parser):
@@ -181,7 +186,8 @@ def find_checkpoint(ckpt, preset):
         return max(runs, key=lambda r: r.stat().st_mtime)
     if preset or ckpt:
         where = f"ckpt/{preset}" if preset else "ckpt/"
-        raise UserError(f"there is no {name} in {where} yet: run python main.py, or leave --ckpt and --preset out")
+        train = f"python main.py --preset {preset}" if preset else "python main.py"
+        raise UserError(f"there is no {name} in {where} yet: run {train}, or leave --ckpt and --preset out")
     print(f"no run in ckpt/ yet: using the checkpoint shipped with this program, {os.path.relpath(SHIPPED)}")
     return SHIPPED
 

@@ -39,14 +39,29 @@ def parser():
         cli.add_checkpoint(s, draws=name != "invert")
         s.add_argument("--image", metavar="PIC", help="picture of any size (default: real ones, not seen in training)")
         s.add_argument("-n", type=cli.whole(1), default=4, help="pictures, or variants of --image (default 4)")
-        s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
+        s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: the checkpoint's own)")
         s.add_argument("--label", metavar="NAME|NUMBER|none", default="none", help="class (default none)")
-        s.add_argument("--guidance", type=cli.number(), metavar="S", help="with a label (default: as the run samples)")
+        s.add_argument(
+            "--guidance", type=cli.number(), metavar="S", help="with a label (default: the checkpoint's own)"
+        )
         s.add_argument("--out", metavar="DIR", help=f"folder for the pictures (default out/{name})")
         if name == "inpaint":
-            s.add_argument("--mask", metavar="PIC|" + "|".join(MASKS), default="center", help="repainted: where white")
-            s.add_argument("--jump", type=cli.whole(1), default=5, metavar="J", help="levels walked again (default 5)")
-            s.add_argument("--resamples", type=cli.whole(1), default=5, metavar="R", help="times each (default 5)")
+            s.add_argument(
+                "--mask",
+                metavar="PIC|" + "|".join(MASKS),
+                default="center",
+                help="what to draw anew: one of these, or where PIC is white",
+            )
+            s.add_argument(
+                "--jump", type=cli.whole(1), default=5, metavar="J", help="levels in one stretch (default 5)"
+            )
+            s.add_argument(
+                "--resamples",
+                type=cli.whole(1),
+                default=5,
+                metavar="R",
+                help="how often each stretch is walked (default 5)",
+            )
         if name == "img2img":
             s.add_argument(
                 "--level", type=cli.whole(1), metavar="T", help="noise added first, 1..T (default half of T)"
@@ -133,7 +148,8 @@ def img2img(args, diffusion, denoise, x_0, noise, sample):
 def return_trip(args, diffusion, denoise, x_0, noise, sample):
     """Find the noise that the picture comes from, and come back; prints the error against the number of steps."""
     error = {}
-    for n in sorted({max(2, sample.steps // 4), max(2, sample.steps // 2), sample.steps}):
+    fewer = {max(2, sample.steps // 4), max(2, sample.steps // 2)}  # a single step cannot be inverted
+    for n in sorted({n for n in fewer if n < sample.steps} | {sample.steps}):
         timesteps = spaced(diffusion.T, n)
         try:
             x_T = walk(invert(denoise, diffusion.schedule, x_0, timesteps=timesteps, refine=args.refine), n)
@@ -165,7 +181,9 @@ def read_mask(text, size):
             raise UserError(f"--mask {text}: no such file, and not one of {', '.join(MASKS)}")
         mask = torch.from_numpy(reference.open_picture(text, tuple(size), 1)[0].copy()) > 127
     if mask.all() or not mask.any():
-        raise UserError(f"--mask {text}: it must be white where to repaint and black elsewhere; it is all one")
+        raise UserError(
+            f"--mask {text}: it must be white where to draw anew and black elsewhere; this one is all one colour"
+        )
     return mask
 
 

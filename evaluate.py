@@ -56,13 +56,17 @@ def parser():
         s.add_argument("--out", metavar="DIR", help=f"folder for the figures (default out/{name})")
         if name != "speed":  # which draws all at once
             s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="at once (default 16)")
-            s.add_argument("--data", metavar="SOURCE", help="real images: a source or PATH (default: the run's own)")
+            s.add_argument(
+                "--data", metavar="SOURCE", help="real images: a source or PATH (default: what it was trained on)"
+            )
         if name in ("fid", "kid", "sweep", "bpd", "loglik"):
             split = "val" if name in ("bpd", "loglik") else "train"
             s.add_argument("--split", choices=reference.SPLITS, default=split, help=f"of the data (default {split})")
         if name in ("fid", "kid", "sweep"):
             usual = "random" if name == "sweep" else "inception"
-            s.add_argument("--features", choices=features.NAMES, default=usual, help=f"compared (default {usual})")
+            s.add_argument(
+                "--features", choices=features.NAMES, default=usual, help=f"what is compared (default {usual})"
+            )
             s.add_argument("--weights-file", metavar="PATH", help="Inception's weights, instead of downloading them")
         if name == "bpd":
             s.add_argument("--variance", **generate.OPTIONS["ddpm"]["variance"])
@@ -74,11 +78,13 @@ def parser():
                 help="levels measured, drawn once a batch; the ± is over the images alone (default 100)",
             )
         elif name == "loglik":
-            s.add_argument("--probes", type=cli.whole(1), default=1, metavar="K", help="draws an image (default 1)")
+            s.add_argument(
+                "--probes", type=cli.whole(1), default=1, metavar="K", help="random probes for each image (default 1)"
+            )
             s.add_argument("--tol", type=cli.number(1e-5), default=1e-3, help="largest error of a step (default 1e-3)")
         else:
-            s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: as the run samples")
-            usual = "default 0" if name in ("speed", "sweep") else "default: as the run samples"
+            s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: the checkpoint's own")
+            usual = "default 0" if name in ("speed", "sweep") else "default: the checkpoint's own"
             s.add_argument("--eta", type=cli.number(), help=f"of ddim ({usual})")
             cli.add_running(s)
         if name in ("speed", "sweep"):
@@ -87,7 +93,9 @@ def parser():
             s.add_argument("--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {STEPS}")
         elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
-            s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: as the run samples)")
+            s.add_argument(
+                "--steps", type=cli.whole(1), metavar="N", help="noise levels (default: the checkpoint's own)"
+            )
     return p
 
 
@@ -167,7 +175,7 @@ class Subject:
         return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
 
     def options(self, sampler, eta):
-        """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: as the run samples."""
+        """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own."""
         return generate.defaults(sampler, self.config.sample.eta if eta is None else eta)
 
     def bar(self, total, unit):
@@ -342,7 +350,7 @@ def in_double(subject, images, numbers, facts, clip=True):
 
 
 def mean_figures(bits):
-    """Of the bits per dimension of each image (N,): their mean, and its standard error, which one image has not."""
+    """Of the bits per dimension of each image (N,): their mean, and its standard error, None for a single image."""
     error = (bits.std() / len(bits) ** 0.5).item() if len(bits) > 1 else None
     return {"bits_per_dim": bits.mean().item(), "standard_error": error}
 
@@ -473,9 +481,7 @@ def nearest(subject, args, out):
     print(f"a sample is closer than an unseen image in {found['closer']:.0%} of pairs (50 % ± {found['error']:.0%})")
     print(f"{found['very_close']:.0%} of samples are closer than 95 % of the unseen images (expected 5 %)")
     if found["memorised"]:
-        print(
-            "verdict   samples are closer to the training images than unseen ones are: it remembers, or draws smoother"
-        )
+        print("verdict   samples are closer to the training images than unseen ones are: copies, or smoother pictures")
     else:
         print("verdict   no sign of memorisation: samples are no closer to the training images than unseen images are")
     print(f"closest   {out}/nearest.png: pairs of a sample and its nearest training image")

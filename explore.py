@@ -1,8 +1,8 @@
 """Look at diffusion:  python explore.py forward|denoise|steps|morph|attention|... [--ckpt PATH] [--out DIR]
 
-One command a concept: each draws one figure and says in two sentences what to look for.  `app` opens all of it as a
-web page on this machine.  A lesson is a function of the lab and its options in lessons/; its docstring is what it says,
-its signature is its command line.  Read next: lessons/lab.py.
+One command for each concept: it draws one figure and says in two sentences what to look for.  `app` opens a
+page to denoise and morph by hand.  A lesson is a function of the lab and its options in lessons/; its docstring is what
+it says, its signature is its command line.  Read next: lessons/lab.py.
 """
 
 import inspect
@@ -44,7 +44,7 @@ OPTIONS = {
     "neighbours": (cli.whole(1, 16), "nearest training pictures to show"),
     "other": (cli.whole(0), "number of the second held-out picture"),
     "picture": (cli.whole(0), "number of the held-out picture"),
-    "places": (cli.whole(1, 8), "pixels that ask"),
+    "places": (cli.whole(1, 8), "pixels whose attention is shown"),
     "points": (cli.whole(2), "noise levels to measure"),
     "scales": (cli.several(cli.number()), "guidance scales"),
     "seeds": (cli.several(cli.whole(0)), "two seeds or more; 0,1,0 comes back"),
@@ -76,7 +76,7 @@ def parser():
                 text += f" (default {shown})"
             flag = f"-{option}" if len(option) == 1 else f"--{option.replace('_', '-')}"
             s.add_argument(flag, dest=option, type=kind, default=default, help=text)
-    s = commands.add_parser("app", prog="explore.py app", help="all of it as a web page on this machine")
+    s = commands.add_parser("app", prog="explore.py app", help="denoise and morph on a web page on this machine")
     cli.add_checkpoint(s)
     s.add_argument("--port", type=cli.whole(0, 65535), default=8000, help="of http://127.0.0.1 (0: any free one)")
     return p

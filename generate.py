@@ -39,20 +39,34 @@ OPTIONS |= {
         "variance": {
             "choices": ("small", "large", "learned"),
             "default": "small",
-            "help": "posterior variance, beta, or the network's own (process learned_variance)",
+            "help": "small (default): the posterior's; large: beta; learned: the network's own",
         }
     },
     "ddim": {
-        "eta": {"type": cli.number(), "default": None, "help": "0 = no fresh noise, 1 = as ddpm (default: the run's)"},
+        "eta": {
+            "type": cli.number(),
+            "default": None,
+            "help": "0 = no fresh noise, 1 = as ddpm (default: the checkpoint's own)",
+        },
         "spacing": {"choices": SPACINGS, "default": "time", "help": "levels even in t (default) or log-SNR"},
     },
     "dpmpp": {"spacing": {"choices": SPACINGS, "default": "logsnr", "help": "levels even in log-SNR (default) or t"}},
-    "heun": {"rho": {"type": cli.number(1), "default": 7.0, "help": "levels even in sigma^(1/rho)"}},
+    "heun": {"rho": {"type": cli.number(1), "default": 7.0, "help": "levels even in sigma^(1/rho) (default 7)"}},
     "pc": {
-        "snr": {"type": cli.number(0, 1), "default": 0.16, "help": "corrector step over its noise, below 1"},
-        "corrector_steps": {"type": cli.whole(0), "default": 1, "help": "Langevin steps on each level"},
+        "snr": {
+            "type": cli.number(0, 1),
+            "default": 0.16,
+            "help": "length of a corrector step over its noise's, below 1 (default 0.16)",
+        },
+        "corrector_steps": {"type": cli.whole(0), "default": 1, "help": "Langevin steps on each level (default 1)"},
     },
-    "ode": {"tol": {"type": cli.number(1e-5), "default": 1e-2, "help": "largest error of a step in any pixel"}},
+    "ode": {
+        "tol": {
+            "type": cli.number(1e-5),
+            "default": 1e-2,
+            "help": "largest error of a step in any pixel (default 0.01)",
+        }
+    },
 }
 
 
@@ -69,12 +83,19 @@ def parser():
             type=cli.whole(1, MOST),
             default=WORK,
             metavar="B",
-            help=f"at once, even if -n is less ({WORK})",
+            help=f"pictures made at once (default {WORK}); a batch is always full",
         )
-        what = "stages to show; it chooses its own steps" if name == "ode" else "noise levels visited, 1..T"
+        usual = "all T" if name == "ddpm" else "the checkpoint's own"
+        what = f"noise levels visited, 1..T (default: {usual})"
+        what = f"stages to show (default {STAGES}); it chooses its own steps" if name == "ode" else what
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help=what)
         s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
-        s.add_argument("--guidance", type=cli.number(), metavar="S", help="1 = conditional, 0 = unconditional")
+        s.add_argument(
+            "--guidance",
+            type=cli.number(),
+            metavar="S",
+            help="1 = conditional, 0 = unconditional (default: the checkpoint's own)",
+        )
         s.add_argument("--no-clip", action="store_true", help="do not keep x0-hat in [-1, 1]")
         s.add_argument("--gif", action="store_true", help="animate the denoising")
         s.add_argument("--strip", action="store_true", help="equally spaced stages, with x0-hat below")
@@ -194,9 +215,9 @@ def generate(args, path, group):
         return x, sampler(denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler), calls
 
     found, kept, evaluations = sample(args, group, walk, steps, {*frames, *columns})
-    if any(not torch.isfinite(x).all() for x in found.values()):
+    if None in found.values():
         raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
-    shares = group.gather({start: to_uint8(x) for start, x in found.items()})
+    shares = group.gather(found)
     if not group.main:
         return 0
     whole = {start: images for share in shares for start, images in share.items()}
@@ -216,7 +237,8 @@ def generate(args, path, group):
 
 
 def sample(args, group, walk, steps, wanted):
-    """This process's share: {first number of the batch: x_0}, stages of the first batch, evaluations a picture.
+    """This process's share: {first number of the batch: pictures, or None if they are not finite}, stages of the first
+    batch, network evaluations for each picture.
 
     Every batch is full: the last is padded with the numbers that would come next.  So the bytes do not depend on n.
     wanted: the stages of the first pictures to keep, as {stage: (x, x0-hat)}; stage 0 is the noise.
@@ -236,7 +258,8 @@ def sample(args, group, walk, steps, wanted):
                     kept[i] = (to_uint8(step.x[:shown]).cpu(), to_uint8(step.x0[:shown]).cpu())
                 bar.set_postfix(evaluations=len(calls), refresh=False)
                 bar.update(1)
-            found[start] = step.x[: args.n - start].cpu()
+            x_0 = step.x[: args.n - start]
+            found[start] = to_uint8(x_0).cpu() if torch.isfinite(x_0).all() else None
     return found, kept, len(calls)
 
 
@@ -276,7 +299,7 @@ def prepare(out, settings, names):
     foreign = sorted((there & names(settings)) - made(out, names))
     if foreign:
         raise UserError(
-            f"{out / foreign[0]} is not of an earlier call like this one, and would be replaced; "
+            f"{out / foreign[0]} was not written by an earlier call like this one, and would be replaced; "
             "choose another folder with --out DIR"
         )
 

@@ -49,7 +49,7 @@ FREE = ("model.grad_checkpoint",)  # of these: it changes the memory that is use
 def parser():
     """The command line."""
     p = cli.Parser(prog="main.py", description=__doc__.split("\n")[0], epilog=_fields())
-    p.add_argument("--preset", metavar="NAME", help=f"what to train (default {DEFAULT})")
+    p.add_argument("--preset", metavar="NAME", help=f"what to train (default {DEFAULT}; see --list-presets)")
     p.add_argument("--list-presets", action="store_true", help="say what each preset is, and stop")
     p.add_argument("--data", metavar="PATH", help="folder or zip of images; short for --data.source")
     p.add_argument("--out", metavar="DIR", help="run folder (default ckpt/PRESET)")
@@ -57,7 +57,12 @@ def parser():
     p.add_argument("--dry-run", action="store_true", help="two steps of everything in a temporary folder, and stop")
     p.add_argument("--export", metavar="FILE", help="write the averaged weights of the run, small, to share; and stop")
     p.add_argument("--verify", action="store_true", help="check the data, show a grid of it, and stop")
-    p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    p.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto (default: cuda if there is one, else cpu), cpu, cuda or cuda:N",
+    )
     precisions = ("auto", "fp32", "bf16", "fp16")
     p.add_argument("--precision", default="auto", choices=precisions, help="auto: bf16 on a GPU that has it, or fp32")
     p.add_argument("--compile", action="store_true", help="torch.compile the network: minutes at first, then faster")
@@ -69,7 +74,7 @@ def parser():
 
 def _fields():
     """The fields of the config and their defaults, for --help."""
-    lines = ["fields of the config, with the values of the default preset:"]
+    lines = ["fields of the config (config.py explains each), with the values of the default preset:"]
     for section, values in to_dict(PRESETS[DEFAULT]).items():
         if isinstance(values, dict):
             text = ", ".join(f"--{section}.{k}\0{_shown(v)}" for k, v in values.items())
@@ -86,7 +91,7 @@ def chosen(args):
     values = {n: parse_value(n, text) for n in field_types() if (text := getattr(args, n)) is not None}
     for one, other in (("train.epochs", "train.steps"), ("data.source", "data")):
         if one in values and getattr(args, other) is not None:
-            raise UserError(f"--{one}: --{other} says something else; leave one of the two out")
+            raise UserError(f"--{one} and --{other} are two ways to say one thing; leave one of the two out")
     if args.data is not None:
         values["data.source"] = args.data
     return values
@@ -119,7 +124,7 @@ def configure(args):
             raise UserError(f"--preset {args.preset}: {last} is a run of {config.name}; leave --preset out")
         fixed = [n for n in values if n.startswith(FIXED) and n not in FREE and values[n] != field_of(config, n)]
         if fixed:
-            raise UserError(f"--{fixed[0]} cannot change on the way: leave it out, or start a new run with --out DIR")
+            raise UserError(f"--{fixed[0]} cannot change on resume: leave it out, or start a new run with --out DIR")
         before, after = (t.batch_size * t.accumulate for t in (config.train, override(config, values).train))
         if after != before:
             raise UserError(
@@ -131,11 +136,11 @@ def configure(args):
             check_free(folder)
         config = PRESETS[args.preset or DEFAULT]
     config = override(config, values)
-    source = Path(config.data.source).resolve()
-    if config.data.source and source.is_dir() and folder.resolve().is_relative_to(source):
-        raise UserError(
-            f"{folder} lies in the data, {config.data.source}: the samples would become data; choose --out DIR"
-        )
+    source = config.data.source
+    pictures_in = Path(source).expanduser().resolve()
+    is_folder = source and source not in sources.NAMES and pictures_in.is_dir()  # a name wins over a folder called so
+    if is_folder and folder.resolve().is_relative_to(pictures_in):
+        raise UserError(f"{folder} lies in the data, {source}: the samples would become data; choose --out DIR")
     return config, state, folder
 
 
@@ -147,7 +152,9 @@ def check_free(folder):
         raise UserError(f"{folder}/best.pth would be replaced: choose another folder with --out DIR, or move it away")
     foreign = [] if is_ours(folder) else [name for name in WRITES if (folder / name).exists()]
     if foreign:
-        raise UserError(f"{folder}/{foreign[0]} is not of a run, and would be replaced; choose another with --out DIR")
+        raise UserError(
+            f"{folder}/{foreign[0]} was not written by a run, and would be replaced; choose another with --out DIR"
+        )
 
 
 def fit_classes(config, images, explicit):

@@ -33,7 +33,7 @@ def save(path, config, *, model, ema, step, **more):
     for name, tensor in (*model.items(), *ema.items()):
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{path} is not written: {name} is no longer finite; resume the last one, or lower --train.lr"
+                f"{path} is not written: {name} is no longer finite; resume the last checkpoint with a lower --train.lr"
             )
     state = {"version": VERSION, "config": to_dict(config), "model": plain(model), "ema": plain(ema), "step": step}
     put(path, _write, {**state, **more})
@@ -82,7 +82,7 @@ def load(path):
         raise UserError(f"{path}: not a checkpoint of this program (it has no version)")
     if type(state["version"]) is not int or state["version"] != VERSION:
         version = " ".join(str(state["version"]).split())[:40]
-        raise UserError(f"{path}: checkpoint version {version}, this program reads {VERSION}; use a newer one")
+        raise UserError(f"{path}: checkpoint version {version}, but this program reads {VERSION}; use a newer program")
     for key in KEYS:
         if key not in state:
             raise UserError(f"{path}: not a whole checkpoint (it has no {key!r})")

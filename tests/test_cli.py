@@ -902,6 +902,13 @@ def test_the_run_cannot_lie_in_its_own_data(program, tmp_path):
     assert code == 2 and "lies in the data" in err and not (tmp_path / "pictures/run").exists()
 
 
+def test_a_run_may_be_called_as_its_source_is(program):
+    """A name of a source is never the folder of that name."""
+    assert program("main", *SMOKE, "--train.steps", 4, "--out", "textiles")[0] == 0
+    assert program("main", "--resume", "--out", "textiles", "--train.steps", 5)[0] == 0
+    assert program("main", *SMOKE, "--train.steps", 4, "--out", "textiles/again")[0] == 0
+
+
 @pytest.mark.parametrize("name", ["best.pth", "last.pth", "config.json"])
 def test_export_replaces_nothing(program, run_folder, name):
     before = (run_folder / name).read_bytes()
@@ -923,7 +930,9 @@ def test_what_no_run_has_written_is_not_replaced(program, tmp_path, name):
     (tmp_path / "run/samples").mkdir(parents=True) if "/" in name else (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
     code, _, err = program("main", *SMOKE, "--out", "run")
-    assert code == 2 and err.startswith(f"error: run/{name.split('/')[0]} is not of a run, and would be replaced"), err
+    assert code == 2 and err.startswith(
+        f"error: run/{name.split('/')[0]} was not written by a run, and would be replaced"
+    ), err
     assert [p.read_text() for p in (tmp_path / "run").rglob("*") if p.is_file()] == ["mine"]
 
 

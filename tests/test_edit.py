@@ -176,6 +176,8 @@ def test_a_step_from_hardly_any_signal_straight_to_the_picture_is_not_walked_bac
             last(invert(gaussian(schedule, torch.eye(4).double()), schedule, x_0, timesteps=[1000]))
     code, _, err = program("edit", "invert", "--ckpt", run_folder, "--steps", 1, "-n", 1)
     assert code == 2 and err.startswith("error: --steps 1: the step from 50 to 0 is too long"), err
+    assert program("main", "--preset", "smoke", "--diffusion.T", 1, "--sample.steps", 1, "--out", "one")[0] == 0
+    assert program("edit", "invert", "--ckpt", "one", "-n", 1)[0] == 0  # one short step, the only one there is
 
 
 def test_one_picture_is_inverted_once(program, run_folder, tmp_path):
