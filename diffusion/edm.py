@@ -1,9 +1,11 @@
 """What if a network were told σ itself, any real number, and always shown and asked for numbers of size one?
 
-Karras et al. 2022 ("EDM") noise a picture to x̄ = x_0 + σε with ln σ drawn from a normal distribution: most training
-goes where pictures take shape.  Scaling of input and output (preconditioning) follows from unit variance of both and
-from errors amplified as little as can be, the weight of the loss from all σ counting alike.  What comes out is v
-prediction (up to its sign) of pictures divided by σ_data.
+Karras et al. 2022 ("EDM") noise a picture to x̄ = x_0 + σε, whose variance σ² + σ_data² spans many orders of magnitude.
+So the network F is shown c_in x̄, of variance 1, and D = c_skip x̄ + c_out F is taken for the picture: near σ = 0, D
+copies x̄ and F mends a little; where σ is large, c_skip is nearly 0 and F draws all of it.  This c_skip makes c_out,
+which multiplies F's errors, as small as can be.  The loss is divided by c_out², so that every level counts alike, and
+ln σ is drawn from a normal distribution: most training goes where pictures take shape.  F turns out to be -v for
+pictures divided by σ_data.
 
 Our coordinates are x_t = x̄/√(1+σ²), so ᾱ = 1/(1+σ²), and every sampler, bound and editor works as it is: DDIM is
 Euler in σ, and `heun` is EDM's deterministic sampler, over EDM's levels up to rounding.  Read first: process.py.

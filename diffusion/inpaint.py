@@ -23,7 +23,7 @@ def there_and_back(pairs, jump, resamples):
 
 @torch.no_grad()
 def inpaint(
-    denoise, schedule, x_T, picture, known, *, timesteps=None, jump=10, resamples=10, noise_like=torch.randn_like
+    denoise, schedule, x_T, picture, known, *, timesteps=None, jump=5, resamples=5, noise_like=torch.randn_like
 ):
     """Pictures like `picture` where `known` is True, exactly; drawn by the model elsewhere.  Yields a Step a level.
 
@@ -34,9 +34,10 @@ def inpaint(
     for t, s in there_and_back(adjacent(schedule, timesteps), jump, resamples):
         if t < s:
             # back up, all pixels alike, in one jump: x_s = √(1-β) x_t + √β ε,  β = 1 - ᾱ_s/ᾱ_t             DDPM Eq. (2)
-            beta = 1 - schedule.alpha_bar[s] / schedule.alpha_bar[t]  #                                   iDDPM Eq. (19)
+            beta = schedule.jump_beta(s, t)
             x = (1 - beta).sqrt() * x + beta.sqrt() * noise_like(x)
             continue
+        # one step of the ordinary sampler: the first of a walk that begins with the pair (t, s)
         step = next(ddpm(denoise, schedule, x, timesteps=[t, s] if s else [t], noise_like=noise_like))
         level = picture  # the known pixels at level s: at 0 the picture itself, bit for bit
         if s > 0:

@@ -19,10 +19,10 @@ LAMBDA = 0.001  # weight of the bound, which is in bits per dimension
 
 
 class Guess(tuple):
-    """(x0_hat, eps_hat) as every sampler unpacks it, and with it the variance for those that ask.
+    """(x0_hat, eps_hat), which every sampler unpacks, and with it the variance, for those that ask.
 
+    Being a pair like any other guess, it passes through samplers and wrappers that know of no variance.
     mix: (B, C, H, W), share of β in the logarithm of the variance; not kept within 0..1, as in the paper.
-    A tuple, so that it goes unchanged through whatever is wrapped around a denoise.
     """
 
     def __new__(cls, x0, eps, mix, schedule):
@@ -36,11 +36,8 @@ class Guess(tuple):
 
     def variance(self, t, s):
         """Variance of the reverse step t -> s, like x; t, s: ints, or (B,)."""
-        ab = self.schedule.alpha_bar
-        beta = 1 - ab[t] / ab[s]  # of any two levels: iDDPM Eq. (19)
-        small = (1 - ab[s]) / (1 - ab[t]) * beta
-        # β̃_1 = 0 has no logarithm: β̃_2 stands in for it
-        small = torch.where(small > 0, small, (1 - ab[1]) / (1 - ab[2]) * (1 - ab[2] / ab[1]))
+        beta, small = self.schedule.jump_beta(t, s), self.schedule.posterior_variance(t, s)
+        small = torch.where(small > 0, small, self.schedule.posterior_variance(2, 1))  # β̃_1 = 0 has no logarithm
         # Σ = exp(v log β + (1-v) log β̃), v being the mix                                              iDDPM Eq. (15)
         return (self.mix * column(beta.log(), self.mix) + (1 - self.mix) * column(small.log(), self.mix)).exp()
 
@@ -57,14 +54,13 @@ class LearnedVariance(GaussianDiffusion):
         if schedule.T < 2:
             raise ValueError(f"a variance can be learned where there are at least 2 levels, not {schedule.T}")
         super().__init__(schedule, prediction, min_snr_gamma)
-        self.there = schedule  # the tables, where the training is
+        self.on_device = schedule  # the tables, where the training is
 
     def to(self, device):
         """As in the base class."""
         super().to(device)
         s = self.schedule
-        if self.signal.device != s.alpha_bar.device:  # else a copy would only repeat what a schedule warns of
-            self.there = replace(s, betas=s.betas.to(device), alpha_bar=s.alpha_bar.to(device))
+        self.on_device = replace(s, betas=s.betas.to(device), alpha_bar=s.alpha_bar.to(device))
         return self
 
     def loss(self, model, x_0, y=None, *, t=None, eps=None):
@@ -75,21 +71,25 @@ class LearnedVariance(GaussianDiffusion):
         prediction, output = model(x_t, t, y).chunk(2, dim=1)
         simple = self.weighted_error(prediction, x_0, eps, t)
         x0_hat, eps_hat = self.to_x0_eps(prediction.detach(), x_t, t)  # the bound teaches the variance alone
-        guess = Guess(x0_hat, eps_hat, share(output), self.there)
+        guess = Guess(x0_hat, eps_hat, share(output), self.on_device)
         # L_hybrid = L_simple + λ L_vlb; L_vlb is a sum over T levels, of which this t is one            iDDPM Eq. (16)
         return simple + LAMBDA * self.T * self.vlb_term(guess, x_0, x_t, t).to(simple.dtype)
 
     def vlb_term(self, guess, x_0, x_t, t):
         """The term of the bound that belongs to t, (B,), in bits per dimension: L_0 for t = 1, else L_{t-1}."""
         guess, x_0, x_t = guess.to(torch.float64), x_0.double(), x_t.double()  # the decoder's tails need it
-        said = lambda *_: guess  # noqa: E731
+        denoise = lambda *_: guess  # noqa: E731 - the bound asks; the network has answered already
         # Both for every image: to pick those of t = 1 first, the host would have to wait for the device.
-        decoder = bound.decoder_term(self.there, said, x_0, x_t, "learned")
-        step = bound.step_term(self.there, said, x_0, x_t, t.clamp(min=2), "learned")
+        decoder = bound.decoder_term(self.on_device, denoise, x_0, x_t, "learned")
+        step = bound.step_term(self.on_device, denoise, x_0, x_t, t.clamp(min=2), "learned")
         return bound.in_bits(torch.where(t == 1, decoder, step), x_0)
 
     def denoiser(self, model, y=None, *, guidance=1.0, clip=True):
-        """As in the base class; what the denoise returns is a Guess."""
+        """As in the base class; what the denoise returns is a Guess.
+
+        The base class knows networks with one answer.  It is given `first_half`, which cuts the answer in two, hands
+        on the prediction and leaves the other half in `outputs`, where `denoise` picks it up.
+        """
         outputs = []
 
         def first_half(x_t, t, y=None):
@@ -103,7 +103,7 @@ class LearnedVariance(GaussianDiffusion):
         def denoise(x_t, t):
             outputs.clear()
             x0, eps = inner(x_t, t)
-            # guidance moves the mean; the variance is the conditional one, which was asked for first
+            # guidance moves the mean; the variance is that with the label, which the base class asks for first
             return Guess(x0, eps, share(outputs[0][: len(x_t)].to(x_t.dtype)), self.schedule)
 
         return denoise

@@ -27,10 +27,9 @@ def pc(denoise, schedule, x_T, *, timesteps=None, snr=0.16, corrector_steps=1, n
         # Deviation: the ancestral predictor in place of x_i = (2 - √(1-β)) x_{i+1} + β s + √β z.  They agree to first
         # order in β, but β is not small when levels are skipped, nor at the end of the cosine schedule.
         mean, _ = q_posterior(schedule, x0, x, t, s)  # (x_t + β ∇ log p_t) / √(1-β)
-        beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
         x = mean
         if s > 0:  # level 0 has no noise, hence no score to correct with
-            x = mean + beta.sqrt() * noise_like(x)  # predictor                           Score SDE Alg. 3
+            x = mean + schedule.jump_beta(t, s).sqrt() * noise_like(x)  # predictor             Score SDE Alg. 3
             for _ in range(corrector_steps):
                 x = langevin(denoise, schedule, x, s, snr, noise_like(x))
         yield Step(s, x, x0)

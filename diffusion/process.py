@@ -1,9 +1,10 @@
 """What exactly is added to a picture, what does the network have to say about it, and how is that scored?
 
-The forward process (noising) has a closed form; the network learns to undo it by predicting either the noise, the
-picture, or a mixture called v: three names for one answer, related by two lines of algebra.  Papers: Ho et al. 2020
-("DDPM"), Salimans & Ho 2022 (v), Ho & Salimans 2022 ("CFG", guidance), Hang et al. 2023 ("Min-SNR").
-Read next: samplers.py, which walks back from noise to a picture.
+The forward process (noising) has a closed form; the network learns to undo it by predicting the noise ε, the picture
+x_0, or a mixture of the two called v.  Each follows from any other, but they differ in where an error hurts: x̂_0 from ε̂
+divides by √ᾱ_t, which near T makes a small error large; ε̂ from x̂_0 divides by √(1-ᾱ_t), the same near 0; from v̂ both
+come without any division.  Papers: Ho et al. 2020 ("DDPM"), Salimans & Ho 2022 (v), Ho & Salimans 2022 ("CFG",
+guidance), Hang et al. 2023 ("Min-SNR").  Read next: samplers.py, which walks back from noise to a picture.
 
 Letters: B batch, C channels, H height, W width.  ab is ᾱ; t = 1..T, and t = 0 is the data.
 """
@@ -14,20 +15,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.schedule import SCHEDULES, zero_terminal
+from diffusion.schedule import SCHEDULES, entry, zero_terminal
 
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0_hat, eps_hat): all that a sampler sees
 PREDICTIONS = ("eps", "x0", "v")
 
 
 def column(value, x):
-    """A coefficient in x's dtype: 0-dim stays so, (B,) becomes (B, 1, 1, 1), so that it multiplies the batch x."""
-    return value.to(x.dtype) if value.ndim == 0 else value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def entry(table, t):
-    """table[t]; t is an int or (B,), and may be on another device than the table."""
-    return table.to(t.device)[t] if isinstance(t, Tensor) else table[t]
+    """`value`, one number or one for each image, (B,), in x's dtype and shaped to multiply the batch x (B, C, H, W)."""
+    if value.ndim == 0:
+        return value.to(x.dtype)  # one number on the CPU multiplies a tensor anywhere
+    return value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def at(table, t, x):
@@ -43,14 +41,12 @@ def q_posterior(schedule, x_0, x_t, t, s):
     x_0, x_t: (B, C, H, W); t, s: ints, or (B,).  Returns the mean, like x_t, and the variance, as a `column`.
     """
     ab_t, ab_s = entry(schedule.alpha_bar, t), entry(schedule.alpha_bar, s)  # ᾱ_t, ᾱ_s (ᾱ_0 = 1), still in float64
-    alpha = ab_t / ab_s  # α_t when s = t - 1
-    beta = 1 - alpha  # β_t when s = t - 1         iDDPM Eq. (19)
+    alpha, beta = ab_t / ab_s, schedule.jump_beta(t, s)  # α_t and β_t when s = t - 1
     # q(x_{t-1} | x_t, x_0) = N(μ̃_t, β̃_t I)                                                       DDPM Eq. (6)
     # μ̃_t = √ᾱ_{t-1} β_t / (1-ᾱ_t) · x_0  +  √α_t (1-ᾱ_{t-1}) / (1-ᾱ_t) · x_t                     DDPM Eq. (7)
     of_x_0 = ab_s.sqrt() * beta / (1 - ab_t)
     of_x_t = alpha.sqrt() * (1 - ab_s) / (1 - ab_t)
-    # β̃_t = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t                                                           DDPM Eq. (7)
-    variance = (1 - ab_s) / (1 - ab_t) * beta
+    variance = schedule.posterior_variance(t, s)  # β̃_t
     return column(of_x_0, x_t) * x_0 + column(of_x_t, x_t) * x_t, column(variance, x_t)
 
 
@@ -122,7 +118,11 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------ training
 
     def _weights(self):
-        """(T+1,) weight of the squared error at each t."""
+        """(T+1,) weight of the squared error at each t.
+
+        Weight 1 on the error in ε is weight SNR on the error in x_0: the nearly clean levels, where SNR is huge, count
+        for nearly everything in it.  γ is the most that any level may count.
+        """
         ab = self.schedule.alpha_bar
         if self.min_snr_gamma is None:
             return torch.ones_like(ab)
@@ -161,6 +161,8 @@ class GaussianDiffusion:
         """What the samplers call: (x_t, t) -> (x0_hat, eps_hat), with guidance and clipping inside.
 
         y: (B,) labels, or None for the null class.  guidance: 1 = the conditional prediction, 0 = the unconditional.
+        By Bayes' rule ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t), so it points to where the label is more probable; more
+        than 1 goes further that way than the data does: clearer motifs, less variety.
         clip: keep x0_hat in [-1, 1], where the data is.
         """
 

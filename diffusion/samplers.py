@@ -52,7 +52,8 @@ def ddim(denoise, schedule, x_T, *, timesteps=None, eta=0.0, noise_like=torch.ra
     x = x_T
     for t, s in pairs:
         x0, eps = denoise(x, t)  # x̂_0                          DDIM Eq. (9)
-        sigma = eta * _posterior_std(schedule, t, s)
+        # σ = η √((1-ᾱ_s) / (1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_s), which is η √β̃: at eta = 1 the noise of `ddpm`        DDIM Eq. (16)
+        sigma = eta * schedule.posterior_variance(t, s).sqrt()
         # x_s = √ᾱ_s x̂_0  +  √(1-ᾱ_s-σ²) ε̂  +  σ z: picture, noise pointing back at x_t, fresh noise    DDIM Eq. (12)
         x = ab[s].sqrt() * x0 + (1 - ab[s] - sigma**2).clamp(min=0).sqrt() * eps
         if sigma > 0:
@@ -60,23 +61,16 @@ def ddim(denoise, schedule, x_T, *, timesteps=None, eta=0.0, noise_like=torch.ra
         yield Step(s, x, x0)
 
 
-def _posterior_std(schedule, t, s):
-    """σ of DDIM at eta = 1: the standard deviation of q(x_s | x_t, x_0)."""
-    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
-    # σ = √((1-ᾱ_s) / (1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_s)                                                    DDIM Eq. (16)
-    return ((1 - ab_s) / (1 - ab_t)).sqrt() * (1 - ab_t / ab_s).sqrt()
-
-
 def check_eta(schedule, pairs, eta):
     """Raise ValueError, naming the largest that fits, if eta < 0 or σ² would exceed the variance 1-ᾱ_s of a level."""
     ab = schedule.alpha_bar
-    limits = [((1 - ab[s]).sqrt() / _posterior_std(schedule, t, s)).item() for t, s in pairs if s > 0]
+    limits = [((1 - ab[s]) / schedule.posterior_variance(t, s)).sqrt().item() for t, s in pairs if s > 0]
     largest = min(limits, default=1.0)
     if not 0 <= eta <= largest:
         raise ValueError(f"eta must be from 0 to {largest:.4g} for these timesteps, not {eta:g}")
 
 
-__all__ = [
+__all__ = [  # the words of steps.py are found here too
     "SAMPLERS", "Step", "adjacent", "check_eta", "ddim", "ddpm", "image_noise", "spaced", "spaced_logsnr", "spaced_rho",
 ]  # fmt: skip
 

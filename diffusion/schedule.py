@@ -25,15 +25,6 @@ class Schedule:
     betas: torch.Tensor
     alpha_bar: torch.Tensor
 
-    def __post_init__(self):
-        left = self.alpha_bar[-1].sqrt().item()
-        if left > 0.05:  # sampling starts from pure noise, so training must end there too
-            warnings.warn(
-                f"the schedule keeps {left:.1%} of the signal at t = T = {self.T}, but sampling starts from none: "
-                "use more steps, a larger beta_end, or the cosine schedule",
-                stacklevel=3,
-            )
-
     @property
     def T(self):
         """Number of noisy levels."""
@@ -54,6 +45,21 @@ class Schedule:
         """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), (T+1,): infinite at t = 0, falling to nearly 0 at T."""
         return self.alpha_bar / (1 - self.alpha_bar)
 
+    def jump_beta(self, t, s):
+        """β of one jump from level s up to any t > s: betas[t] where s = t - 1.  t, s: ints, or (B,)."""
+        # β = 1 - ᾱ_t / ᾱ_s                                                                      iDDPM Eq. (19)
+        return 1 - entry(self.alpha_bar, t) / entry(self.alpha_bar, s)
+
+    def posterior_variance(self, t, s):
+        """β̃: how uncertain x_s still is where x_t and x_0 are known.  The smaller s, the less; 0 for s = 0."""
+        # β̃_t = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t                                                       DDPM Eq. (7)
+        return (1 - entry(self.alpha_bar, s)) / (1 - entry(self.alpha_bar, t)) * self.jump_beta(t, s)
+
+
+def entry(table, t):
+    """table[t]; t is an int or (B,), and may be on another device than the table."""
+    return table.to(t.device)[t] if isinstance(t, torch.Tensor) else table[t]
+
 
 def from_betas(betas):
     """Schedule from β_1..β_T, a float64 tensor (T,) with values in (0, 1]; β_T = 1 leaves nothing of the picture."""
@@ -67,7 +73,7 @@ def linear(T=1000, beta_start=1e-4, beta_end=0.02):
 
     The values are taken as they are: nothing is rescaled when T is not 1000.
     """
-    return from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
+    return _warned(from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64)))
 
 
 def cosine(T=1000, s=0.008, max_beta=0.999):
@@ -79,7 +85,19 @@ def cosine(T=1000, s=0.008, max_beta=0.999):
     # ᾱ_t = f(t) / f(0),  f(t) = cos²((t/T + s) / (1 + s) · π/2)                              iDDPM Eq. (17)
     f = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
     # β_t = 1 - ᾱ_t / ᾱ_{t-1}, at most max_beta; ᾱ_t is then built up again from these β_t
-    return from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+    return _warned(from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta)))
+
+
+def _warned(schedule):
+    """`schedule`, and a warning if it ends in less than pure noise, which is where sampling starts."""
+    left = schedule.alpha_bar[-1].sqrt().item()
+    if left > 0.05:
+        warnings.warn(
+            f"the schedule keeps {left:.1%} of the signal at t = T = {schedule.T}, but sampling starts from none: "
+            "use more steps, a larger beta_end, or the cosine schedule",
+            stacklevel=3,
+        )
+    return schedule
 
 
 SCHEDULES = {"linear": linear, "cosine": cosine}

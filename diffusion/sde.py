@@ -59,7 +59,8 @@ def integrate(f, x, a, b, tol):
         h = b - a if abs(h) > abs(b - a) else h
         k2 = f(x + h / 2 * k1, a + h / 2)
         k3 = f(x + 3 * h / 4 * k2, a + 3 * h / 4)
-        new, end = x + h / 9 * (2 * k1 + 3 * k2 + 4 * k3), b if h == b - a else a + h
+        new = x + h / 9 * (2 * k1 + 3 * k2 + 4 * k3)
+        end = b if h == b - a else a + h  # b itself, free of rounding
         k4 = f(new, end)  # the next step's k1
         error = (h / 72 * (-5 * k1 + 6 * k2 + 8 * k3 - 9 * k4)).abs().max().item()
         if not math.isfinite(error):
@@ -116,10 +117,12 @@ def log_likelihood(denoise, schedule, x, *, tol=1e-4, probe=None):
 def bits_per_dim(denoise, schedule, x_0, noise_like, *, tol=1e-3):
     """Bits per dimension that the model's density p_1 spends on pictures of 256 grey levels, x_0 = k / 127.5 - 1: (B,).
 
-    p_1 is what the ODE makes of noise if it stops at level 1, a density of pictures like any other.  It is asked at
-    the picture itself: neither scaled nor noised to level 1, which would be another picture's bits.  So this is, on
-    average over the dequantisation, no less than -log2 P(k), P(k) the share of p_1 in the bin around k; pictures
-    that are cleaner than level 1 pay for its blur.  noise_like: one draw dequantises, one is the probe.
+    Two gaps lie between a density and the bits of a file.  A grey level is a point and has no density: so noise as wide
+    as one level is added (u below), and by Jensen's inequality the mean of -log p over it is at least the -log of what
+    p holds between this level's bounds.  And the network knows no level below 1: so p_1, what the ODE makes of noise
+    when it stops there, is taken for the model of clean pictures, and asked at x_0 as it is.  The result bounds that
+    model's code length from above; pictures sharper than level 1 pay for its blur.
+    noise_like: the first draw dequantises, the second is the probe.
     """
     u = torch.special.ndtr(noise_like(x_0))  # Φ of a normal is uniform in 0..1
     x = x_0 + (u - 0.5) / 127.5

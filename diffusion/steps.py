@@ -75,8 +75,8 @@ def adjacent(schedule, timesteps=None):
 def reverse_variance(schedule, guess, t, s, which):
     """σ² of the reverse step t -> s, by name: "small", "large" or "learned", as `ddpm` explains them.
 
-    guess: what the denoiser returned at t; only "learned" looks at it, and raises ValueError where none came with it,
-    as does any other name.
+    guess: what the denoiser returned at t; only "learned" looks at it.
+    Raises ValueError for "learned" where the guess has no variance, and for an unknown name.
     """
     if which not in ("small", "large", "learned"):
         raise ValueError(f"variance must be 'small' or 'large' or 'learned', not {which!r}")
@@ -84,9 +84,7 @@ def reverse_variance(schedule, guess, t, s, which):
         if not hasattr(guess, "variance"):
             raise ValueError("no variance was learned: train one with --diffusion.process learned_variance")
         return guess.variance(t, s)
-    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
-    beta = 1 - ab_t / ab_s  # β_t where s = t - 1
-    return beta if which == "large" else (1 - ab_s) / (1 - ab_t) * beta  # β̃_t                      DDPM Eq. (7)
+    return schedule.jump_beta(t, s) if which == "large" else schedule.posterior_variance(t, s)
 
 
 def image_noise(seed, numbers):

@@ -10,8 +10,10 @@ import copy
 import torch
 
 WARMUPS = {
-    "ratio": lambda n: (1 + n) / (10 + n),  # the weights averaged over are on average a tenth of the training old
-    "power": lambda n: 1 - (1 + n) ** -0.75,  # about n^(3/4) updates old: much in a short training, less in a long one
+    "ratio": lambda n: (1 + n) / (10 + n),  # mean age of the weights in the average: a tenth of the updates so far
+    "power": lambda n: (
+        1 - (1 + n) ** -0.75
+    ),  # mean age n^(3/4) updates: of a long training a smaller part than of a short
     "none": lambda n: 1.0,
 }
 
@@ -45,4 +47,4 @@ class EMA:
         torch._foreach_add_(shadow, torch._foreach_mul(list(model.parameters()), weight))
         for mine, theirs in zip(self.model.buffers(), model.buffers()):
             mine.copy_(theirs)
-        self.updates += 1
+        self.updates += 1  # skipped ones too: to know which, the host would have to wait
