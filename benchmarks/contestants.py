@@ -15,7 +15,7 @@ STEPS = 50  # of DDIM
 # One entry a network; the peers are given the same numbers.  Attention is at 16 x 16 and in the middle.
 NETWORKS = {
     "base-64": Model(64, (1, 2, 4, 8), num_res_blocks=1, dropout=0.0),
-    "35.7M": Model(),
+    "base-128": Model(),
 }
 
 

@@ -32,6 +32,7 @@ SHORT = {
         "--model.channels 8 --model.channel_mults 1,2 --sample.steps 2 --sample.n 1 --device cpu"
     ),
     "generate": "-n 2 --batch-size 2 --steps 2 --device cpu",
+    "edit": "-n 2 --steps 2 --device cpu",
     **{name: " ".join(options) for name, options in TINY.items()},
     "attention": "--places 2 --steps 2 --level 20",
 }
@@ -77,7 +78,7 @@ def shown():
     """The names that the code of the exercises defines."""
     names = {"__name__": "my_sampler"}
     with patch.dict(SAMPLERS):
-        for code in CODE:
+        for code in CODE[:2]:
             exec(code, names)
         yield names
 
@@ -113,6 +114,14 @@ def test_the_better_sampler_returns_a_point_mass_and_is_nearer_to_the_path_than_
 
     for n in (10, 20, 40):
         assert error(shown["better"], n) < 0.6 * error(ddim, n)
+
+
+def test_the_program_shown_draws_what_generate_draws(world, program):
+    """The four pictures of the first four classes, as dpmpp has them by default."""
+    sampled = ["--ckpt", "assets/textiles.pth", "-n", 4, "--batch-size", 4, "--steps", 15, "--guidance", 1.5]
+    assert program("generate", "dpmpp", *sampled, "--device", "cpu")[0] == 0
+    exec(CODE[2], {"__name__": "__main__"})
+    assert (world / "mine.png").read_bytes() == (world / "out/dpmpp/grid.png").read_bytes()
 
 
 def test_its_picture_is_drawn_beside_the_others(shown, program, run_folder, tmp_path):
