@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 import cli
-import generate
 import processes
+import sampling
 from config import Config, UserError
 from dataset import folder, pictures, reference
 from dataset.pixels import from_uint8, to_uint8
@@ -69,7 +69,7 @@ def parser():
             )
             s.add_argument("--weights-file", metavar="PATH", help="Inception's weights, instead of downloading them")
         if name == "bpd":
-            s.add_argument("--variance", **generate.OPTIONS["ddpm"]["variance"])
+            s.add_argument("--variance", **sampling.OPTIONS["ddpm"]["variance"])
             s.add_argument(
                 "--levels",
                 type=cli.whole(1),
@@ -93,15 +93,9 @@ def parser():
             s.add_argument("--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {STEPS}")
         elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
-            s.add_argument(
-                "--steps", type=cli.whole(1), metavar="N", help="noise levels (default: the checkpoint's own)"
-            )
+            usual = "default: the checkpoint's own, also for ddpm"
+            s.add_argument("--steps", type=cli.whole(1), metavar="N", help=f"noise levels ({usual})")
     return p
-
-
-def hears_eta(samplers):
-    """Whether any of these samplers has an eta."""
-    return any("eta" in generate.OPTIONS[name] for name in samplers)
 
 
 def main(argv):
@@ -109,7 +103,7 @@ def main(argv):
     args = parser().parse_args(argv)
     if getattr(args, "eta", None) is not None:
         samplers = args.samplers if "samplers" in args else (args.sampler,)
-        if not hears_eta(samplers):
+        if not any(sampling.has(sampler, "eta") for sampler in samplers):
             have = "has" if len(samplers) == 1 else "have"
             raise UserError(f"--eta {args.eta:g}: {' and '.join(samplers)} {have} none; leave it out, or take ddim")
     path = cli.find_checkpoint(args.ckpt, args.preset)
@@ -124,6 +118,7 @@ def main(argv):
         if guidance not in (None, 1.0) and not config.model.num_classes:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
         guidance = config.sample.guidance if guidance is None else guidance
+        sampling.check_null_class(config, "each", guidance, path, "leave --guidance out")
         size = args.n if args.command == "speed" else args.batch_size
         running = {name: getattr(args, name) for name in ("precision", "compile") if name in args}
         model = torch.compile(model) if running.get("compile") else model
@@ -171,12 +166,12 @@ class Subject:
     precision: str  # of the network while it draws; all else is float32
 
     def steps(self, asked):
-        """The number of noise levels: what was asked for, or what the run samples with."""
+        """The number of noise levels: as asked for, or the run's own, also for ddpm: all T would take too long."""
         return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
 
     def options(self, sampler, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own."""
-        return generate.defaults(sampler, self.config.sample.eta if eta is None else eta)
+        return sampling.defaults(sampler, self.config.sample.eta if eta is None else eta)
 
     def bar(self, total, unit):
         """A progress bar on the first process."""
@@ -186,9 +181,9 @@ class Subject:
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
         d, classes = self.config.data, self.config.model.num_classes
-        timesteps, options = generate.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
+        timesteps, options = sampling.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
         x, noise = begin(self.seed, numbers, (d.channels, *d.size), self.group.device)
-        y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None
+        y = sampling.labels("each" if classes else None, numbers, classes, self.group.device)
         denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
         walk = SAMPLERS[sampler](denoise, self.diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
         with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
@@ -331,6 +326,8 @@ def to_be_coded(subject, args):
     if n < args.n and subject.group.main:
         print(f"warning: only {n:,} images are there ({split}), so {n:,} are coded", file=sys.stderr)
     labels = "given" if known and subject.config.model.num_classes else "none"
+    if labels == "none":
+        sampling.check_null_class(subject.config, None, 1.0, subject.path, "take --data with the classes that it knows")
     return images, {"data": images.name, "split": split, "images": n, "labels": labels}
 
 
@@ -363,7 +360,7 @@ def mean_text(figures):
 
 def bpd(subject, args, out):
     """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
-    generate.check_variance(args.variance, subject.config, subject.path)
+    sampling.check_variance(args.variance, subject.config, subject.path)
     images, facts = to_be_coded(subject, args)
     schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
     stretches = [(1, 1), *bound.strata(T, args.levels), (T + 1, T + 1)]
@@ -510,7 +507,7 @@ def speed(subject, args, out):
         write_csv(out / "speed.csv", header, rows)
         print_table(header, rows)
     protocol = {"guidance": subject.guidance, "threads": torch.get_num_threads()}
-    protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
+    protocol |= {"eta": eta} if any(sampling.has(sampler, "eta") for sampler in args.samplers) else {}
     return protocol, {f"{s}_{steps}": rate for s, steps, _, rate in rows}
 
 
@@ -533,7 +530,7 @@ def sweep(subject, args, out):
                     mean, std, _ = kernel_distance(found, real)
                     rows.append((sampler, steps, evaluations, distance, mean, std, seconds))
     protocol = {**facts, "features": see.name, "features_sha256": see.digest, "guidance": subject.guidance}
-    protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
+    protocol |= {"eta": eta} if any(sampling.has(sampler, "eta") for sampler in args.samplers) else {}
     if subject.group.main:
         header = ("sampler", "steps", "evaluations", frechet_name, kernel_name, f"{kernel_name}_std", "seconds")
         write_csv(out / "sweep.csv", header, rows)

@@ -98,7 +98,7 @@ def errors(lab, x_0, levels):
     """{"x0" | "eps" | "v": (levels,)}: the mean squared error of each prediction, the same noise at every level."""
     x_0, found = x_0.to(lab.device), {"x0": [], "eps": [], "v": []}
     eps, _ = lab.noise(range(len(x_0)))
-    denoise = lab.diffusion.denoiser(lab.model, clip=False)
+    denoise = lab.denoiser(clip=False)
     for level in levels:
         t = torch.full((len(x_0),), level, device=lab.device)
         x0_hat, eps_hat = denoise(lab.diffusion.q_sample(x_0, t, eps), level)

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import explore
 import generate
+import sampling
 from config import Config, Data, Diffusion, Model, UserError, override
 from dataset import pictures, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
@@ -365,9 +366,11 @@ def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(atte
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_a_lesson_walks_over_the_levels_that_generate_gives_the_sampler(lab, sampler, steps):
-    options = generate.defaults(sampler, 0.0)
-    of_levels = {name: options[name] for name in ("spacing", "rho") if name in options}
-    assert lab.spaced(steps, sampler) == generate.levels(lab.schedule, steps, lab.T, **of_levels)
+    by_hand = {"dpmpp": spaced_logsnr(lab.schedule, steps), "heun": spaced_rho(lab.schedule, steps, 7.0)}
+    assert lab.spaced(steps, sampler) == by_hand.get(sampler, spaced(50, steps))
+    args = generate.parser().parse_args([sampler, "--steps", str(steps)])
+    of_levels = {name: getattr(args, name) for name in ("spacing", "rho") if hasattr(args, name)}
+    assert lab.spaced(steps, sampler) == sampling.levels(lab.schedule, steps, lab.T, **of_levels)
 
 
 def test_every_column_of_eta_begins_with_the_same_noise_and_draws_the_same_on_the_way(attentive):

@@ -22,12 +22,14 @@ ALLOWED = {
     "cli": {"config"},
     "processes": {"config"},
     "board": {"config"},
+    "outputs": {"config", "files"},
+    "sampling": {"config", "cli", "diffusion"},
     "trainer": {"config", "files", "processes", *ROOMS},
     "main": {"config", "files", "cli", "processes", "board", "trainer", "generate", *ROOMS},
-    "generate": {"config", "files", "cli", "processes", *ROOMS},
     "explore": {"config", "files", "cli", "processes", "lessons", *ROOMS},
-    "lessons": {"config", "cli", "lessons", *ROOMS},
-    **{key: {"config", "files", "cli", "processes", "generate", *ROOMS} for key in ("evaluate", "edit")},
+    "lessons": {"config", "cli", "sampling", "lessons", *ROOMS},
+    **{key: {"config", "files", "cli", "processes", "sampling", "outputs", *ROOMS} for key in ("generate", "edit")},
+    "evaluate": {"config", "files", "cli", "processes", "sampling", *ROOMS},
     **{room: {"config", "files", room} for room in ROOMS},
 }
 OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
