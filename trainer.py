@@ -71,8 +71,8 @@ class Trainer:
     """
 
     def __init__(self, config, images, train, val, folder, processes, precision="auto", compiled=False, board=None):
-        self.config, self.images, self.folder, self.processes = config, images, Path(folder), processes
-        self.board = board
+        self.config, self.images, self.folder = config, images, Path(folder)
+        self.processes, self.board = processes, board
         self.device = device = processes.device
         c = config.train
         if c.batch_size % processes.world:
@@ -102,7 +102,7 @@ class Trainer:
         self.rows = []  # metrics.csv, one dictionary an evaluation
         self.best = math.inf  # lowest validation loss so far
         # built before the training, as what it needs may be missing
-        self.see = features.extractor(c.distance_features, device) if c.distance_images else None
+        self.extract = features.extractor(c.distance_features, device) if c.distance_images else None
         self.skipped = torch.zeros((), device=device)  # steps without an update: gradient not finite
         self.streak = torch.zeros((), device=device)  # ... in a row
         # since the last row of the metrics: sums of the loss, the gradient norm, and 1
@@ -255,10 +255,11 @@ class Trainer:
             return {}
         drawn = self._draw(range(p.rank, c.distance_images, p.world))
         drawn = torch.cat([part for share in p.gather(drawn) for part in share])
-        indices, n = self.batches.indices, c.distance_images
+        indices = self.batches.indices
+        n = c.distance_images
         chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class
         real = torch.from_numpy(np.ascontiguousarray(self.images.pixels[chosen]))
-        found = compare.compare(drawn, real, self.see)
+        found = compare.compare(drawn, real, self.extract)
         return {name: found[name] for name in compare.names(c.distance_features)}
 
     def evaluate(self):

@@ -12,7 +12,7 @@ from torch import Tensor
 import cli
 import sampling
 from config import Config, UserError
-from dataset import sources
+from dataset import pictures, sources
 from dataset.pixels import from_uint8
 from diffusion import variants
 from diffusion.process import GaussianDiffusion
@@ -97,10 +97,10 @@ class Lab:
         cli.check_level("--steps", steps, self.T)
         return sampling.plan(self.schedule, steps, sampling.defaults(sampler, eta=0.0))[0]
 
-    def levels(self, chosen, count, low=0):
+    def levels(self, chosen, count=9, low=0):
         """The levels t to show, rising: those `chosen`, or `count` of them spread evenly over low..T."""
         if not chosen:
-            return sorted({low + round(i * (self.T - low) / (count - 1)) for i in range(count)})
+            return pictures.evenly(low, self.T, count)
         for t in chosen:
             cli.check_level("--levels", t, self.T, low)
         return sorted(set(chosen))

@@ -23,17 +23,17 @@ def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, da
     weights kept the first levels out of the training), and each level settles smaller things: colours, then the motif,
     then edges.  Below, the same network guesses a real picture in one jump.
     """
-    wanted = lab.levels(levels, 9)
+    wanted = lab.levels(levels)
     y = lab.labels(label, [0])
     x, noise_like = lab.noise([0])
     denoiser = lab.denoiser(y, guidance)
     blind = lab.denoiser()  # the class of a photo is not told to the network
     timesteps = sorted({*lab.spaced(steps), *(t for t in wanted if t > 0)}, reverse=True)
-    start = timesteps[0]
     with torch.no_grad():
-        walk = {start: (x, denoiser(x, start)[0])}
-        for step in ddim(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like):
-            walk[step.t] = (step.x, step.x if step.t == 0 else denoiser(step.x, step.t)[0])
+        walk, x_t = {}, x
+        for t, step in zip(timesteps, ddim(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)):
+            walk[t], x_t = (x_t, step.x0), step.x  # a step's guess is of the level that it left
+        walk[0] = (x_t, x_t)
         x_0, jump = lab.photo(picture, data), {}
         for t in wanted:
             x_t = lab.diffusion.q_sample(x_0, torch.tensor([t], device=lab.device), x)

@@ -176,6 +176,7 @@ def test_the_photos_are_those_that_the_run_trained_on_and_those_it_held_out(lab)
 
 def test_levels_are_those_asked_for_or_evenly_spread_from_the_lowest_to_the_last(lab):
     assert lab.levels((), 3) == [0, 25, 50] and lab.levels((), 3, low=2) == [2, 26, 50]
+    assert lab.levels((), 60) == list(range(51))  # there are no more
     assert lab.levels((40, 7, 40), 3) == [7, 40]
     with pytest.raises(UserError, match="so 1 to 50"):
         lab.levels((0, 7), 3, low=1)
@@ -319,6 +320,16 @@ def test_denoise_shows_a_walk_and_its_guesses_above_and_a_real_picture_and_its_g
     fig = walks.denoise(lab, levels=(0, 20, 50), steps=3, label="stars", guidance=2.0, picture=1)
     beside = ["walk: $x_t$", r"its guess $\hat{x}_0$", "real: $x_t$", r"its guess $\hat{x}_0$"]
     assert_shows(fig, rows, beside, ["t = 50", "t = 20", "t = 0"])
+
+
+def test_the_guesses_of_the_walk_are_those_that_led_it_so_no_level_is_asked_twice(attentive):
+    levels = []
+    hook = attentive.model.register_forward_hook(lambda module, inputs, output: levels.append(inputs[1][0].item()))
+    try:
+        walks.denoise(attentive, levels=(0, 20, 50), steps=3, guidance=1.0)
+    finally:
+        hook.remove()
+    assert levels == [50, 33, 20, 16, 20, 50]  # the walk, and the real picture's two jumps
 
 
 @pytest.fixture

@@ -866,7 +866,9 @@ def test_the_distance_of_samples_and_data_is_measured_only_when_asked_for(progra
     drawn = t.sample(12)[0]
     evenly = [int(i * len(t.batches.indices) / 12) for i in range(12)]  # the first 12 might be of one class
     real = torch.from_numpy(t.images.pixels[t.batches.indices[evenly]])
-    assert t.distance()["mmd2_pixels"] == pytest.approx(compare.compare(drawn, real, t.see)["mmd2_pixels"], rel=1e-3)
+    assert t.distance()["mmd2_pixels"] == pytest.approx(
+        compare.compare(drawn, real, t.extract)["mmd2_pixels"], rel=1e-3
+    )
     assert small().distance() == {}
 
 
