@@ -229,7 +229,8 @@ def check(config):
     for name in field_types():  # nan and inf parse as floats and help nobody
         value = field_of(config, name)
         need(not isinstance(value, float) or math.isfinite(value), name, "a finite number")
-        numbers, most = value if isinstance(value, tuple) else (value,), LARGEST.get(name, 10**12)
+        numbers = value if isinstance(value, tuple) else (value,)
+        most = LARGEST.get(name, 10**12)
         need(all(isinstance(n, (str, type(None))) or n <= most for n in numbers), name, f"at most {most:,}")
     one_of("diffusion.process", "gaussian", "learned_variance", "edm")
     one_of("diffusion.schedule", "linear", "cosine")
@@ -325,7 +326,9 @@ PRESETS = {
     "textiles": Config(
         name="textiles",
         data=Data(flip=False),
-        model=Model(48, (1, 2, 2), 1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2, num_classes=12),
+        model=Model(
+            48, (1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2, num_classes=12
+        ),
         diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=5.0),
         train=Train(
             steps=3500,
@@ -346,7 +349,7 @@ PRESETS = {
         model=Model(
             64,
             (1, 2, 4, 8, 16),
-            1,
+            num_res_blocks=1,
             mid_blocks=0,
             decoder_blocks=(2, 2, 2, 2, 0),
             attention_resolutions=(),
@@ -360,7 +363,7 @@ PRESETS = {
     "cifar10-cars-small": Config(
         name="cifar10-cars-small",
         data=Data(source="cifar10-cars", val_fraction=0.15),
-        model=Model(64, (1, 2, 2), 1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2),
+        model=Model(64, (1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2),
         diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=5.0),
         train=Train(
             steps=18_000,
@@ -384,7 +387,7 @@ PRESETS = {
     "stanford-cars": Config(
         name="stanford-cars",
         data=Data(source="data/stanford-cars", size=(64, 64), val_fraction=0.05),
-        model=Model(64, (1, 2, 4, 8), 2, mid_blocks=1, heads=4, dropout=0.0),
+        model=Model(64, (1, 2, 4, 8), num_res_blocks=2, mid_blocks=1, heads=4, dropout=0.0),
         # Deviation: the original takes the paper's betas, made for T = 1000, at T = 512; they leave part of the signal
         # at T, though sampling starts from none.  Twice as large, they reach nearly the same.
         diffusion=Diffusion(T=512, beta_start=2e-4, beta_end=0.04),
@@ -393,14 +396,16 @@ PRESETS = {
     "fabrics": Config(
         name="fabrics",
         data=Data(source="data/fabrics", size=(64, 64)),
-        model=Model(64, (1, 2, 4, 8), 1, mid_blocks=1, heads=4, dropout=0.0),
+        model=Model(64, (1, 2, 4, 8), num_res_blocks=1, mid_blocks=1, heads=4, dropout=0.0),
         train=Train(steps=500_000, batch_size=32, accumulate=2, lr=8e-5, ema_decay=0.995, eval_every=25_000),
         sample=Sample(steps=250),
     ),
     "pokemon": Config(
         name="pokemon",
         data=Data(source="data/pokemon", size=(64, 64)),
-        model=Model(128, (1, 2, 4, 8), 2, mid_blocks=1, decoder_blocks=(2, 2, 2, 0), heads=8, dropout=0.0),
+        model=Model(
+            128, (1, 2, 4, 8), num_res_blocks=2, mid_blocks=1, decoder_blocks=(2, 2, 2, 0), heads=8, dropout=0.0
+        ),
         train=Train(
             epochs=400,
             batch_size=16,
@@ -415,7 +420,9 @@ PRESETS = {
     "smoke": Config(
         name="smoke",
         data=Data(size=(16, 16), count=8, val_fraction=0.25),
-        model=Model(8, (1, 2), 1, mid_blocks=1, attention_resolutions=(8,), heads=2, dropout=0.0, num_classes=12),
+        model=Model(
+            8, (1, 2), num_res_blocks=1, mid_blocks=1, attention_resolutions=(8,), heads=2, dropout=0.0, num_classes=12
+        ),
         diffusion=Diffusion(T=50, beta_end=0.3),
         train=Train(steps=8, batch_size=4, lr=1e-3, eval_every=4, val_images=8),
         sample=Sample(steps=5, n=4),

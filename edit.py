@@ -4,7 +4,6 @@ Nothing is trained for it.  Without --image the pictures are real ones that the 
 diffusion/inpaint.py, diffusion/invert.py.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 import cli
-import generate
+import outputs
 import processes
+import sampling
 from config import UserError
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
@@ -82,18 +82,19 @@ def main(argv):
     model, config, state = checkpoint.load_model(path, device, args.weights)
     diffusion = variants.from_config(config.diffusion).to(device)
     steps = cli.check_level("--steps", args.steps or config.sample.steps, diffusion.T)
-    label = generate.find_label(args.label, config, state, path)
+    label = sampling.find_label(args.label, config, state, path)
     if args.guidance is not None and label is None:
         raise UserError("--guidance: there is nothing to guide by without a class; give one with --label NAME")
     guidance = config.sample.guidance if args.guidance is None else args.guidance
+    sampling.check_null_class(config, label, guidance, path)
     originals = read(args, config.data)
-    y = None if label is None else torch.full((len(originals),), label, device=device)
+    y = sampling.labels(label, range(len(originals)), config.model.num_classes, device)
     # Unclipped for inversion: its ε̂ must come from the whole path, and clipping is not undone on the way back.
     denoise = diffusion.denoiser(model, y, guidance=guidance, clip=args.command != "invert")
     x_0 = from_uint8(originals).to(device)
     noise = image_noise(args.seed, range(len(originals)))
     out = Path(args.out or Path("out") / args.command)
-    generate.prepare(out, {"command": args.command, "n": len(originals)}, names)
+    outputs.prepare(out, {"command": args.command, "n": len(originals)}, names)
     print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {device}")
     sample = replace(config.sample, steps=steps)
     middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, sample)
@@ -138,8 +139,8 @@ def repaint(args, diffusion, denoise, x_0, noise, sample):
 def img2img(args, diffusion, denoise, x_0, noise, sample):
     """Add noise up to a level and denoise from there: the rough shape stays, the detail is new (SDEdit)."""
     level = cli.check_level("--level", args.level or max(1, diffusion.T // 2), diffusion.T)
-    usual = generate.defaults(args.sampler, sample.eta)
-    timesteps, options = generate.plan(diffusion.schedule, min(sample.steps, level), usual, top=level)
+    usual = sampling.defaults(args.sampler, sample.eta)
+    timesteps, options = sampling.plan(diffusion.schedule, min(sample.steps, level), usual, top=level)
     x = diffusion.q_sample(x_0, torch.full((len(x_0),), level, device=x_0.device), noise(x_0))
     stages = SAMPLERS[args.sampler](denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
     return x, walk(stages, len(timesteps)), {"level": level, "sampler": args.sampler, "levels": timesteps}
@@ -189,15 +190,14 @@ def read_mask(text, size):
 
 def names(settings):
     """Names of the files that these settings go with; none if another program wrote them."""
-    return (
-        {"settings.json", "strip.png", *generate.numbered(settings["n"])} if settings["command"] in COMMANDS else set()
-    )
+    if settings["command"] not in COMMANDS:
+        return set()
+    return {"settings.json", "strip.png", *outputs.numbered(settings["n"])}
 
 
 def write(out, before, middle, after, k, settings):
     """Write the settings, each result, and a strip of before | middle | after for all of them."""
-    generate.clear(out, names)
-    put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
+    outputs.begin(out, settings, names)
     for i, image in enumerate(pictures.upscale(after, k)):
         put(out / f"{i:05d}.png", pictures.save_png, image)
     strip = pictures.strip([pictures.upscale(z, k) for z in (before, middle, after)])

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 import cli
-import generate
 import processes
+import sampling
 from config import Config, UserError
 from dataset import folder, pictures, reference
 from dataset.pixels import from_uint8, to_uint8
@@ -69,7 +69,7 @@ def parser():
             )
             s.add_argument("--weights-file", metavar="PATH", help="Inception's weights, instead of downloading them")
         if name == "bpd":
-            s.add_argument("--variance", **generate.OPTIONS["ddpm"]["variance"])
+            s.add_argument("--variance", **sampling.OPTIONS["ddpm"]["variance"])
             s.add_argument(
                 "--levels",
                 type=cli.whole(1),
@@ -88,20 +88,15 @@ def parser():
             s.add_argument("--eta", type=cli.number(), help=f"of ddim ({usual})")
             cli.add_running(s)
         if name in ("speed", "sweep"):
-            names, counts = cli.several(cli.one_of(SAMPLERS)), cli.several(cli.whole(1))
+            names = cli.several(cli.one_of(SAMPLERS))
+            counts = cli.several(cli.whole(1))
             s.add_argument("--samplers", type=names, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
             s.add_argument("--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {STEPS}")
         elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
-            s.add_argument(
-                "--steps", type=cli.whole(1), metavar="N", help="noise levels (default: the checkpoint's own)"
-            )
+            usual = "default: the checkpoint's own, also for ddpm"
+            s.add_argument("--steps", type=cli.whole(1), metavar="N", help=f"noise levels ({usual})")
     return p
-
-
-def hears_eta(samplers):
-    """Whether any of these samplers has an eta."""
-    return any("eta" in generate.OPTIONS[name] for name in samplers)
 
 
 def main(argv):
@@ -109,7 +104,7 @@ def main(argv):
     args = parser().parse_args(argv)
     if getattr(args, "eta", None) is not None:
         samplers = args.samplers if "samplers" in args else (args.sampler,)
-        if not hears_eta(samplers):
+        if not any(sampling.has(sampler, "eta") for sampler in samplers):
             have = "has" if len(samplers) == 1 else "have"
             raise UserError(f"--eta {args.eta:g}: {' and '.join(samplers)} {have} none; leave it out, or take ddim")
     path = cli.find_checkpoint(args.ckpt, args.preset)
@@ -124,6 +119,7 @@ def main(argv):
         if guidance not in (None, 1.0) and not config.model.num_classes:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
         guidance = config.sample.guidance if guidance is None else guidance
+        sampling.check_null_class(config, "each", guidance, path, "leave --guidance out")
         size = args.n if args.command == "speed" else args.batch_size
         running = {name: getattr(args, name) for name in ("precision", "compile") if name in args}
         model = torch.compile(model) if running.get("compile") else model
@@ -171,12 +167,12 @@ class Subject:
     precision: str  # of the network while it draws; all else is float32
 
     def steps(self, asked):
-        """The number of noise levels: what was asked for, or what the run samples with."""
+        """The number of noise levels: as asked for, or the run's own, also for ddpm: all T would take too long."""
         return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
 
     def options(self, sampler, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own."""
-        return generate.defaults(sampler, self.config.sample.eta if eta is None else eta)
+        return sampling.defaults(sampler, self.config.sample.eta if eta is None else eta)
 
     def bar(self, total, unit):
         """A progress bar on the first process."""
@@ -186,9 +182,9 @@ class Subject:
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
         d, classes = self.config.data, self.config.model.num_classes
-        timesteps, options = generate.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
+        timesteps, options = sampling.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
         x, noise = begin(self.seed, numbers, (d.channels, *d.size), self.group.device)
-        y = torch.tensor([i % classes for i in numbers], device=self.group.device) if classes else None
+        y = sampling.labels("each" if classes else None, numbers, classes, self.group.device)
         denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
         walk = SAMPLERS[sampler](denoise, self.diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
         with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
@@ -199,7 +195,8 @@ class Subject:
 
     def each(self, n, work, bar=None):
         """work(batch of numbers) -> tensor, for the numbers 0..n-1 in shares of each process; all of it in order."""
-        mine, done = list(range(self.group.rank, n, self.group.world)), []
+        mine = list(range(self.group.rank, n, self.group.world))
+        done = []
         for start in range(0, len(mine), self.batch_size):
             numbers = mine[start : start + self.batch_size]
             done.append(work(numbers))
@@ -209,14 +206,14 @@ class Subject:
         order = torch.tensor([i for numbers, _ in shares for i in numbers]).argsort()
         return torch.cat([values for _, values in shares if values is not None])[order]
 
-    def draw_features(self, n, see, sampler, steps, eta, bar):
+    def draw_features(self, n, extract, sampler, steps, eta, bar):
         """Features (n, d) of the pictures 0..n-1, and the most network evaluations that one of them took."""
         spent = []
 
         def work(numbers):
             drawn, evaluations = self.draw(numbers, sampler, steps, eta)
             spent.append(evaluations)
-            return see(drawn)
+            return extract(drawn)
 
         return self.each(n, work, bar), max(spent, default=0)
 
@@ -245,7 +242,7 @@ def read_features(path):
         return None
 
 
-def real_features(subject, args, see):
+def real_features(subject, args, extract):
     """Features (M, d) of the reference images, and what the images are."""
     images = subject.group.main_first(lambda: reference.load(subject.config.data, args.split))
     n = len(images.pixels)
@@ -257,11 +254,11 @@ def real_features(subject, args, see):
     content = hashlib.sha256(str(images.pixels.shape).encode())
     content.update(np.ascontiguousarray(images.pixels))
     content = content.hexdigest()
-    key = hashlib.sha256(f"{content} {see.name} {see.digest}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{content} {extract.name} {extract.digest}".encode()).hexdigest()[:32]
 
     def compute():
         with subject.bar(n, "real image") as bar:
-            work = lambda numbers: see(torch.from_numpy(images.pixels[numbers]))  # noqa: E731
+            work = lambda numbers: extract(torch.from_numpy(images.pixels[numbers]))  # noqa: E731
             return replace(subject, batch_size=128).each(n, work, bar)
 
     found = cached(folder.cache_folder() / f"features-{key}.npy", subject.group, compute)
@@ -278,7 +275,7 @@ def fid(subject, args, out):
     if not subject.group.main:
         return protocol, {}
     figures = compare.frechet_figures(found, real, args.features)
-    (distance,) = figures.values()
+    distance = figures[compare.names(args.features)[0]]
     print(f"{compare.titles(args.features)[0]}: {distance:.5g}, {args.n:,} samples")
     return protocol, figures
 
@@ -289,21 +286,22 @@ def kid(subject, args, out):
     if not subject.group.main:
         return protocol, {}
     figures = compare.kernel_figures(found, real, args.features)
-    mean, std, size = figures.values()
-    title = compare.titles(args.features)[1]
+    key, title = compare.names(args.features)[1], compare.titles(args.features)[1]
+    mean, std, size = figures[key], figures[f"{key}_std"], figures[f"{key}_subset"]
     print(f"{title}: {mean:.5g} ± {std:.3g} over subsets of {size}, {args.n:,} samples")
     return protocol, figures
 
 
 def both_features(subject, args):
     """Features (n, d) of exactly n samples, those (M, d) of the real images, and the protocol."""
-    steps, options = subject.steps(args.steps), subject.options(args.sampler, args.eta)
-    see = features.extractor(args.features, subject.group.device, args.weights_file)
-    real, facts = real_features(subject, args, see)
+    steps = subject.steps(args.steps)
+    options = subject.options(args.sampler, args.eta)
+    extract = features.extractor(args.features, subject.group.device, args.weights_file)
+    real, facts = real_features(subject, args, extract)
     with subject.bar(args.n, "image") as bar:
-        found, _ = subject.draw_features(args.n, see, args.sampler, steps, args.eta, bar)
+        found, _ = subject.draw_features(args.n, extract, args.sampler, steps, args.eta, bar)
     protocol = {
-        **facts, "features": see.name, "features_sha256": see.digest,
+        **facts, "features": extract.name, "features_sha256": extract.digest,
         "sampler": args.sampler, "steps": steps, **options, "guidance": subject.guidance,
     }  # fmt: skip
     return found, real, protocol
@@ -327,17 +325,20 @@ def to_be_coded(subject, args):
     else:
         images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
     known = images.labels is not None and list(images.classes) == subject.state["classes"]
-    split, n = "unseen" if args.split == "val" else args.split, len(images.pixels)
+    split = "unseen" if args.split == "val" else args.split
+    n = len(images.pixels)
     if n < args.n and subject.group.main:
         print(f"warning: only {n:,} images are there ({split}), so {n:,} are coded", file=sys.stderr)
     labels = "given" if known and subject.config.model.num_classes else "none"
+    if labels == "none":
+        sampling.check_null_class(subject.config, None, 1.0, subject.path, "take --data with the classes that it knows")
     return images, {"data": images.name, "split": split, "images": n, "labels": labels}
 
 
 def in_double(subject, images, numbers, facts, clip=True):
     """The Denoise of these images: the network in float32 where it is, what is made of it in float64 on the CPU."""
-    device, given = subject.group.device, facts["labels"] == "given"
-    y = torch.from_numpy(images.labels[numbers]).to(device) if given else None
+    device = subject.group.device
+    y = torch.from_numpy(images.labels[numbers]).to(device) if facts["labels"] == "given" else None
     network = subject.diffusion.denoiser(subject.model, y, clip=clip)
 
     def denoise(x, t):
@@ -363,13 +364,14 @@ def mean_text(figures):
 
 def bpd(subject, args, out):
     """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
-    generate.check_variance(args.variance, subject.config, subject.path)
+    sampling.check_variance(args.variance, subject.config, subject.path)
     images, facts = to_be_coded(subject, args)
     schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
     stretches = [(1, 1), *bound.strata(T, args.levels), (T + 1, T + 1)]
 
     def work(numbers):
-        rng, noise = np.random.default_rng((subject.seed, numbers[0], 1)), image_noise(subject.seed, numbers)
+        rng = np.random.default_rng((subject.seed, numbers[0], 1))
+        noise = image_noise(subject.seed, numbers)
         x_0 = from_uint8(torch.from_numpy(images.pixels[numbers])).double()
         denoise = in_double(subject, images, numbers, facts)
         draw = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
@@ -407,11 +409,14 @@ def bpd(subject, args, out):
 def loglik(subject, args, out):
     """Likelihood under the probability-flow ODE, in bits per dimension.  What the figure is: sde.bits_per_dim."""
     images, facts = to_be_coded(subject, args)
-    schedule, T, group, n = subject.diffusion.schedule, subject.diffusion.T, subject.group, len(images.pixels)
+    schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
+    n = len(images.pixels)
 
     def work(numbers):
-        x_0, noise = from_uint8(torch.from_numpy(images.pixels[numbers])).double(), image_noise(subject.seed, numbers)
-        network, draws = in_double(subject, images, numbers, facts, clip=False), []
+        x_0 = from_uint8(torch.from_numpy(images.pixels[numbers])).double()
+        noise = image_noise(subject.seed, numbers)
+        network = in_double(subject, images, numbers, facts, clip=False)
+        draws = []
         for _ in range(args.probes):
             reached = 0
 
@@ -445,7 +450,8 @@ def loglik(subject, args, out):
 
 def nearest(subject, args, out):
     """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
-    steps, options, group = subject.steps(args.steps), subject.options(args.sampler, args.eta), subject.group
+    group, steps = subject.group, subject.steps(args.steps)
+    options = subject.options(args.sampler, args.eta)
     training = group.main_first(lambda: reference.load(subject.config.data, "train"))
     unseen = group.main_first(lambda: reference.unseen(subject.config.data, args.n))
     n = min(args.n, len(unseen.pixels))
@@ -459,22 +465,22 @@ def nearest(subject, args, out):
     }  # fmt: skip
     if not group.main:
         return protocol, {}
-    far, index = (found[:, 0] for found in neighbours.nearest(drawn, training.pixels))
+    distances, index = (found[:, 0] for found in neighbours.nearest(drawn, training.pixels))
     real = torch.from_numpy(np.ascontiguousarray(unseen.pixels))
-    far_unseen = neighbours.nearest(real, training.pixels)[0][:, 0]
-    found = neighbours.verdict(far, far_unseen)
+    distances_unseen = neighbours.nearest(real, training.pixels)[0][:, 0]
+    found = neighbours.verdict(distances, distances_unseen)
     figures = {
         **found,
-        "distance_of_samples": far.median().item(),
-        "distance_of_unseen": far_unseen.median().item(),
-        "closest_sample": far.min().item(),
+        "distance_of_samples": distances.median().item(),
+        "distance_of_unseen": distances_unseen.median().item(),
+        "closest_sample": distances.min().item(),
     }
-    order = far.argsort()[:SHOWN]  # the closest ones: where a copy would be
+    order = distances.argsort()[:SHOWN]  # the closest ones: where a copy would be
     pairs = torch.stack([drawn[order], torch.from_numpy(np.stack([training.pixels[i] for i in index[order]]))], dim=1)
     k = pictures.readable_scale(subject.config.data.size)
     put(out / "nearest.png", pictures.save_png, pictures.grid(pictures.upscale(pairs.flatten(0, 1), k), columns=8))
     write_csv(
-        out / "nearest.csv", ("sample", "training_image", "distance"), zip(range(n), index.tolist(), far.tolist())
+        out / "nearest.csv", ("sample", "training_image", "distance"), zip(range(n), index.tolist(), distances.tolist())
     )
     print(f"nearest training image: {figures['distance_of_samples']:.1f} grey levels from samples (median), ", end="")
     print(f"{figures['distance_of_unseen']:.1f} from as many unseen images; {n:,} each")
@@ -499,9 +505,7 @@ def speed(subject, args, out):
         for sampler in args.samplers:
             for steps in counts:
                 start = time.perf_counter()
-                _, evaluations = subject.draw(numbers, sampler, steps, eta)
-                if subject.group.device.type == "cuda":
-                    torch.cuda.synchronize()
+                _, evaluations = subject.draw(numbers, sampler, steps, eta)  # on the CPU: the device is done
                 seconds = max(subject.group.gather(time.perf_counter() - start))
                 rows.append((sampler, steps, evaluations, args.n * subject.group.world / seconds))
                 bar.update()
@@ -510,35 +514,36 @@ def speed(subject, args, out):
         write_csv(out / "speed.csv", header, rows)
         print_table(header, rows)
     protocol = {"guidance": subject.guidance, "threads": torch.get_num_threads()}
-    protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
+    protocol |= {"eta": eta} if any(sampling.has(sampler, "eta") for sampler in args.samplers) else {}
     return protocol, {f"{s}_{steps}": rate for s, steps, _, rate in rows}
 
 
 def sweep(subject, args, out):
     """Distance to real images against the number of steps, for every sampler: table and plot."""
-    counts, eta = [subject.steps(s) for s in args.steps], args.eta or 0.0
-    see = features.extractor(args.features, subject.group.device, args.weights_file)
+    counts = [subject.steps(s) for s in args.steps]
+    eta = args.eta or 0.0
+    extract = features.extractor(args.features, subject.group.device, args.weights_file)
     warn_if_few(subject, args.n)
-    real, facts = real_features(subject, args, see)
-    frechet_name, kernel_name = compare.names(see.name)
+    real, facts = real_features(subject, args, extract)
+    frechet_name, kernel_name = compare.names(extract.name)
     rows, of_real = [], moments(real)
     with subject.bar(len(args.samplers) * len(counts) * args.n, "image") as bar:
         for sampler in args.samplers:
             for steps in counts:
                 start = time.perf_counter()
-                found, evaluations = subject.draw_features(args.n, see, sampler, steps, eta, bar)
+                found, evaluations = subject.draw_features(args.n, extract, sampler, steps, eta, bar)
                 seconds = time.perf_counter() - start
                 if subject.group.main:
                     distance = frechet(*moments(found), *of_real)
                     mean, std, _ = kernel_distance(found, real)
                     rows.append((sampler, steps, evaluations, distance, mean, std, seconds))
-    protocol = {**facts, "features": see.name, "features_sha256": see.digest, "guidance": subject.guidance}
-    protocol |= {"eta": eta} if hears_eta(args.samplers) else {}
+    protocol = {**facts, "features": extract.name, "features_sha256": extract.digest, "guidance": subject.guidance}
+    protocol |= {"eta": eta} if any(sampling.has(sampler, "eta") for sampler in args.samplers) else {}
     if subject.group.main:
         header = ("sampler", "steps", "evaluations", frechet_name, kernel_name, f"{kernel_name}_std", "seconds")
         write_csv(out / "sweep.csv", header, rows)
         print_table(header, rows)
-        plot_sweep(out / "sweep.png", rows, compare.titles(see.name)[0], args.n)
+        plot_sweep(out / "sweep.png", rows, compare.titles(extract.name)[0], args.n)
         print(f"plot      {out}/sweep.png")
     return protocol, {frechet_name: {f"{r[0]}_{r[1]}": r[3] for r in rows}}
 

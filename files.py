@@ -29,7 +29,8 @@ def replacing(path, flush=True):
         if flush:
             with open(temp, "rb+") as file:
                 os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
-        os.umask(mask := os.umask(0))  # there is no other way to ask for it
+        mask = os.umask(0)  # there is no other way to ask for it
+        os.umask(mask)
         os.chmod(temp, 0o666 & ~mask)  # a temporary file is its owner's alone; this one is to be as any other
         os.replace(temp, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError

@@ -1,73 +1,35 @@
 """Make pictures from a checkpoint:  python generate.py ddim|dpmpp|heun|... [--ckpt last|best|PATH] [-n 16] [--gif]
 
 The checkpoint holds the config, so no data and no flags of the architecture are needed.  Picture i depends only on
-(seed, i).  Read next: diffusion/samplers.py.
+(seed, i).  Read next: sampling.py for what the options mean, diffusion/samplers.py for the walks.
 """
 
-import json
 import math
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import cli
+import outputs
 import processes
+import sampling
 from config import UserError
 from dataset import pictures
 from dataset.pixels import to_uint8
 from diffusion import variants
-from diffusion.samplers import SAMPLERS, check_eta
-from diffusion.steps import adjacent, begin, counted, spaced, spaced_logsnr, spaced_rho
-from files import put, replacing
+from diffusion.samplers import SAMPLERS
+from diffusion.steps import begin, counted
+from files import put
 from models import checkpoint
+from sampling import STAGES
 
-STAGES = 8  # columns of --strip
 FRAMES = 40  # of --gif, at most
-MOST = 100_000  # pictures: their names have five digits
 WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
 GRID = 400  # pictures in grid.png, at most
 ENLARGED = 2**30  # bytes of a figure that --upscale enlarges, at most; writing it takes about three times that
-SPACINGS = ("logsnr", "time")
-# sampler -> {option: how its flag is declared}, none if it is not here; the options `spacing` and `rho` choose levels
-OPTIONS = defaultdict(dict)
-OPTIONS |= {
-    "ddpm": {
-        "variance": {
-            "choices": ("small", "large", "learned"),
-            "default": "small",
-            "help": "small (default): the posterior's; large: beta; learned: the network's own",
-        }
-    },
-    "ddim": {
-        "eta": {
-            "type": cli.number(),
-            "default": None,
-            "help": "0 = no fresh noise, 1 = as ddpm (default: the checkpoint's own)",
-        },
-        "spacing": {"choices": SPACINGS, "default": "time", "help": "levels even in t (default) or log-SNR"},
-    },
-    "dpmpp": {"spacing": {"choices": SPACINGS, "default": "logsnr", "help": "levels even in log-SNR (default) or t"}},
-    "heun": {"rho": {"type": cli.number(1), "default": 7.0, "help": "levels even in sigma^(1/rho) (default 7)"}},
-    "pc": {
-        "snr": {
-            "type": cli.number(0, 1),
-            "default": 0.16,
-            "help": "length of a corrector step over its noise's, below 1 (default 0.16)",
-        },
-        "corrector_steps": {"type": cli.whole(0), "default": 1, "help": "Langevin steps on each level (default 1)"},
-    },
-    "ode": {
-        "tol": {
-            "type": cli.number(1e-5),
-            "default": 1e-2,
-            "help": "largest error of a step in any pixel (default 0.01)",
-        }
-    },
-}
 
 
 def parser():
@@ -77,10 +39,10 @@ def parser():
     for name, sampler in SAMPLERS.items():
         s = commands.add_parser(name, prog=f"generate.py {name}", help=sampler.__doc__.split("\n")[0])
         cli.add_checkpoint(s)
-        s.add_argument("-n", type=cli.whole(1, MOST), default=16, help="how many pictures (default 16)")
+        s.add_argument("-n", type=cli.whole(1, outputs.MOST), default=16, help="how many pictures (default 16)")
         s.add_argument(
             "--batch-size",
-            type=cli.whole(1, MOST),
+            type=cli.whole(1, outputs.MOST),
             default=WORK,
             metavar="B",
             help=f"pictures made at once (default {WORK}); a batch is always full",
@@ -102,55 +64,9 @@ def parser():
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
         s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
         cli.add_running(s)
-        for option, declared in OPTIONS[name].items():
+        for option, declared in sampling.OPTIONS[name].items():
             s.add_argument(f"--{option.replace('_', '-')}", **declared)
     return p
-
-
-def defaults(sampler, eta):
-    """{option: value} of a sampler when nothing is asked for.  eta: the run's own."""
-    options = {name: declared["default"] for name, declared in OPTIONS[sampler].items()}
-    return options | ({"eta": eta} if "eta" in options else {})
-
-
-def levels(schedule, n, top, spacing="time", rho=None):
-    """n falling noise levels from `top`: even in t, in log-SNR, or with a rho in sigma^(1/rho)."""
-    if rho is not None:
-        return spaced_rho(schedule, n, rho, top)
-    return spaced_logsnr(schedule, n, top) if spacing == "logsnr" else spaced(top, n)
-
-
-def plan(schedule, steps, options, top=None):
-    """(levels of a walk in this many steps from `top`, by default T; the options that the sampler takes itself).
-
-    options: {name: value} of all of them, as OPTIONS declares them.  Raises UserError if eta is too large.
-    """
-    own = {name: value for name, value in options.items() if name not in ("spacing", "rho")}
-    of_levels = {name: value for name, value in options.items() if name not in own}
-    timesteps = levels(schedule, steps, top or schedule.T, **of_levels)
-    if "eta" in own:
-        try:
-            check_eta(schedule, adjacent(schedule, timesteps), own["eta"])
-        except ValueError as error:
-            raise UserError(f"--eta {own['eta']:g}: {error}") from None
-    return timesteps, own
-
-
-def find_label(text, config, state, path):
-    """The label that --label names, as cli.find_label, but a mistake names the checkpoint: is it the one meant?"""
-    try:
-        return cli.find_label(text, state["classes"], config.model.num_classes)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def check_variance(variance, config, path):
-    """Raise UserError if the variance is to be one that the checkpoint has not learned."""
-    if variance == "learned" and config.diffusion.process != "learned_variance":
-        raise UserError(
-            f"--variance learned: {path} has learned none; train with --diffusion.process learned_variance, "
-            "or choose small or large"
-        )
 
 
 def check_upscale(k, size):
@@ -178,18 +94,18 @@ def generate(args, path, group):
     schedule, T, classes = diffusion.schedule, diffusion.T, config.model.num_classes
     model = torch.compile(model) if args.compile else model
 
-    usual = {"ddpm": T, "ode": STAGES}.get(args.sampler, config.sample.steps)
-    steps = cli.check_level("--steps", args.steps or min(usual, T), T)
-    options = {name: getattr(args, name) for name in OPTIONS[args.sampler]}
+    steps = cli.check_level("--steps", args.steps or sampling.usual_steps(args.sampler, config), T)
+    options = {name: getattr(args, name) for name in sampling.OPTIONS[args.sampler]}
     if "eta" in options and args.eta is None:
         options["eta"] = config.sample.eta
-    check_variance(options.get("variance"), config, path)
-    label = find_label(args.label, config, state, path)
+    sampling.check_variance(options.get("variance"), config, path)
+    label = sampling.find_label(args.label, config, state, path)
     if args.guidance is not None and label is None:
         why = "without a class" if classes else "as the model has no classes"
         raise UserError(f"{path}: --guidance: there is nothing to guide by {why}; leave it out")
     guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
-    timesteps, of_sampler = plan(schedule, steps, options)
+    sampling.check_null_class(config, label, guidance, path)
+    timesteps, of_sampler = sampling.plan(schedule, steps, options)
 
     frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
     columns = pictures.evenly(1, steps, STAGES) if args.strip else []
@@ -198,7 +114,7 @@ def generate(args, path, group):
     check_upscale(args.upscale, at_once * config.data.channels * math.prod(config.data.size))
 
     out = Path(args.out or Path("out") / args.sampler)
-    group.main_only(lambda: prepare(out, {"sampler": args.sampler, "n": args.n}, names))
+    group.main_only(lambda: outputs.prepare(out, {"sampler": args.sampler, "n": args.n}, names))
     if group.main:
         print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
         compiled = ", compiled" if args.compile else ""
@@ -207,9 +123,7 @@ def generate(args, path, group):
     def walk(numbers):
         """(x_T, the walk from it, the list of its network evaluations) of the pictures with these numbers."""
         x, noise = begin(args.seed, numbers, (config.data.channels, *config.data.size), group.device)
-        y = None
-        if label is not None:
-            y = torch.tensor([i % classes if label == "each" else label for i in numbers], device=group.device)
+        y = sampling.labels(label, numbers, classes, group.device)
         denoise, calls = counted(diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip))
         sampler = SAMPLERS[args.sampler]
         return x, sampler(denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler), calls
@@ -263,62 +177,16 @@ def sample(args, group, walk, steps, wanted):
     return found, kept, len(calls)
 
 
-def numbered(n):
-    """The names of n pictures."""
-    return {f"{i:05d}.png" for i in range(min(n, MOST))}
-
-
 def names(settings):
     """Names of the files that these settings go with; none if another program wrote them."""
     if settings["sampler"] not in SAMPLERS or "command" in settings:  # edit.py has both
         return set()
-    return {"settings.json", "grid.png", "denoising.gif", "strip.png", *numbered(settings["n"])}
-
-
-def made(out, names):
-    """Names of what an earlier call may have written in this folder, by the settings that it holds."""
-    try:
-        return names(json.loads((out / "settings.json").read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def prepare(out, settings, names):
-    """Create the folder before the work begins, so that it is not in vain.
-
-    Raises UserError if nothing can be written there, or if what would be replaced is not of an earlier call.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / ".writable"):
-            pass
-        (out / ".writable").unlink()
-        there = {p.name for p in out.iterdir()}
-    except OSError as error:
-        raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
-    foreign = sorted((there & names(settings)) - made(out, names))
-    if foreign:
-        raise UserError(
-            f"{out / foreign[0]} was not written by an earlier call like this one, and would be replaced; "
-            "choose another folder with --out DIR"
-        )
-
-
-def clear(out, names):
-    """Remove what an earlier call wrote, so that the folder holds exactly n pictures; and nothing else, ever.
-
-    Only its settings stay: should this be interrupted, the next call still knows what to clear.
-    """
-    found = made(out, names)
-    for path in [*(out / name for name in found - {"settings.json"}), *(out.glob(".*.tmp") if found else ())]:
-        path.unlink(missing_ok=True)  # the last: what a process left that was killed while writing
+    return {"settings.json", "grid.png", "denoising.gif", "strip.png", *outputs.numbered(settings["n"])}
 
 
 def write(out, images, frames, columns, k, settings):
-    """Write n PNGs, the grid, the GIF of the frames, the strip of the columns (if any), and the settings."""
-    clear(out, names)
-    # The settings first: if this is interrupted, the next call still knows what to clear.
-    put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
+    """Write the settings, n PNGs, the grid, the GIF of the frames and the strip of the columns, if any."""
+    outputs.begin(out, settings, names)
     for i, image in enumerate(images):
         put(out / f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k), flush=False)  # easily drawn again
     put(out / "grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:GRID], k)))

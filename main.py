@@ -34,7 +34,7 @@ from config import (
 from dataset import pictures, sources
 from files import is_ours, locked, put
 from models import checkpoint
-from trainer import Trainer, peak_memory
+from trainer import Trainer
 
 DEFAULT = "textiles"  # the preset
 PICTURES = 64  # in the grid of --verify
@@ -280,7 +280,7 @@ def train_run(args, config, state, folder, group):
             return 130
         if args.dry_run and group.main:
             dry_sample(folder, group.device)
-    say(f"memory    {peak_memory(group.device):.1f} GiB at most")
+    say(f"memory    {processes.peak_memory(group.device):.1f} GiB at most")
     if args.dry_run:
         say("dry run   trained, validated, saved, loaded and sampled; nothing was kept")
     else:

@@ -2,10 +2,11 @@
 
 `torchrun --nproc-per-node=N main.py ...` starts N copies of the program; each takes its share of every batch and the
 gradients are averaged by PyTorch's own DistributedDataParallel.  Without torchrun there is one process and nothing
-here does anything.  Read next: trainer.py.
+here does anything.  And what can its device do?  Read next: trainer.py.
 """
 
 import os
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -117,3 +118,19 @@ def choose_device(name, local=0):
     elif device.type != "cpu":
         raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     return device
+
+
+def usual_precision(device):
+    """bf16 on a GPU that computes in it, from compute capability 8.0 (Ampere); elsewhere fp32."""
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if native else "fp32"
+
+
+def peak_memory(device):
+    """Largest memory so far in GiB: of the tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # here, as Windows, which may still draw, has none
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere

@@ -8,11 +8,9 @@ Letters: B batch, C channels, H height, W width.
 """
 
 import contextlib
-import csv
 import json
 import math
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -22,23 +20,21 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import views
 from config import UserError, out_channels, to_dict
-from dataset import pictures
 from dataset.batches import Batches
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
 from diffusion.samplers import ddim
 from diffusion.steps import begin, image_noise, spaced
 from evaluation import compare, features
-from files import put, replacing
+from files import put
 from models import checkpoint
 from models.ema import EMA
 from models.unet import UNet
+from processes import usual_precision
 
-QUARTERS = ("val_q1", "val_q2", "val_q3", "val_q4")  # validation loss where t is in the first, ... last quarter of 1..T
-COLUMNS = ("step", "epoch", "train_loss", "val_loss", *QUARTERS, "lr", "grad_norm", "skipped", "images_per_s")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-STAGES = 8  # columns of a strip
 READ_EVERY = 10  # steps between two looks at the loss: each look makes the host wait for the device
 
 
@@ -65,22 +61,6 @@ def seed_everything(*numbers):
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
-def usual_precision(device):
-    """bf16 on a GPU that computes in it, from compute capability 8.0 (Ampere); elsewhere fp32."""
-    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if native else "fp32"
-
-
-def peak_memory(device):
-    """Largest memory so far in GiB: of the tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # here, as Windows, which may still draw, has none
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
-
-
 class Trainer:
     """Everything that a run needs, in one place.
 
@@ -91,8 +71,8 @@ class Trainer:
     """
 
     def __init__(self, config, images, train, val, folder, processes, precision="auto", compiled=False, board=None):
-        self.config, self.images, self.folder, self.processes = config, images, Path(folder), processes
-        self.board = board
+        self.config, self.images, self.folder = config, images, Path(folder)
+        self.processes, self.board = processes, board
         self.device = device = processes.device
         c = config.train
         if c.batch_size % processes.world:
@@ -122,7 +102,7 @@ class Trainer:
         self.rows = []  # metrics.csv, one dictionary an evaluation
         self.best = math.inf  # lowest validation loss so far
         # built before the training, as what it needs may be missing
-        self.see = features.extractor(c.distance_features, device) if c.distance_images else None
+        self.extract = features.extractor(c.distance_features, device) if c.distance_images else None
         self.skipped = torch.zeros((), device=device)  # steps without an update: gradient not finite
         self.streak = torch.zeros((), device=device)  # ... in a row
         # since the last row of the metrics: sums of the loss, the gradient norm, and 1
@@ -137,22 +117,30 @@ class Trainer:
 
     # ------------------------------------------------------------------ one step
 
-    def loss(self, k):
-        """Mean loss of batch k.  t, ε and hidden labels are drawn for the whole batch; each process takes its share."""
-        c, p = self.config.train, self.processes
+    def draws(self, k):
+        """Lines 2 to 4 of DDPM Alg. 1: the pictures x_0 of batch k, their labels y or None, levels t and noise ε.
+
+        A function of (seed, k) alone, drawn for the whole batch; each process then takes its share.
+        """
+        c = self.config.train
         x_0, y = self.batches(k)
         seed_everything(c.seed, k)
         t = self.diffusion.draw_t(c.batch_size, self.device)
         eps = torch.randn(c.batch_size, *x_0.shape[1:], device=self.device)
         hidden = torch.rand(c.batch_size, device=self.device) < c.label_dropout
-        mine = slice(p.rank, None, p.world)
+        mine = slice(self.processes.rank, None, self.processes.world)
         if y is not None:
             y = torch.where(hidden[mine], self.model.null_class, y)  # so that it learns without labels too: CFG
+        return x_0.contiguous(memory_format=torch.channels_last), y, t[mine], eps[mine]
+
+    def loss(self, k):
+        """Mean of ‖ε - ε_θ‖² over batch k, line 5 of DDPM Alg. 1, or of what the diffusion has in its place."""
+        x_0, y, t, eps = self.draws(k)
+        seed, p = self.config.train.seed, self.processes
         if p.world > 1:
-            seed_everything(c.seed, k, p.rank + 1)  # dropout differs between processes; (c.seed, k, 0) is (c.seed, k)
+            seed_everything(seed, k, p.rank + 1)  # dropout differs between processes; (seed, k, 0) is (seed, k)
         with self.autocast():
-            x_0 = x_0.contiguous(memory_format=torch.channels_last)
-            return self.diffusion.loss(self.net, x_0, y, t=t[mine], eps=eps[mine]).mean()
+            return self.diffusion.loss(self.net, x_0, y, t=t, eps=eps).mean()
 
     def autocast(self):
         enabled = self.precision != "fp32"
@@ -163,24 +151,32 @@ class Trainer:
         c = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.step, c, self.steps)
+
+        # the gradient of the mean loss over `accumulate` batches
         total = torch.zeros((), device=self.device)
         for micro in range(c.accumulate):
-            last = micro == c.accumulate - 1
-            with contextlib.nullcontext() if last or self.processes.world == 1 else self.net.no_sync():
+            final = micro == c.accumulate - 1
+            with contextlib.nullcontext() if final or self.processes.world == 1 else self.net.no_sync():
                 loss = self.loss(self.step * c.accumulate + micro) / c.accumulate
                 self.scaler.scale(loss).backward()
             total += loss.detach()
 
+        # clip it
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip_norm or math.inf)
+
+        # Adam, then the average.  A step whose gradient is not finite must not happen, and `if bad:` would make the
+        # host wait for the device.  Fused Adam does nothing where its attribute found_inf is 1: the fp16 scaler sets
+        # that by itself; without it, we do.
         bad = ~torch.isfinite(norm)
         if not self.scaler.is_enabled():
-            self.optimizer.found_inf = bad.float()  # where this is 1, fused Adam does nothing
-        self.scaler.step(self.optimizer)  # (the fp16 scaler sets it by itself)
+            self.optimizer.found_inf = bad.float()
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, skip=bad)
 
+        # bookkeeping, on the device
         self.skipped += bad
         self.streak = (self.streak + 1) * bad
         self.sums += torch.where(bad, 0.0, torch.stack([total, norm, torch.ones_like(norm)])).double()
@@ -198,7 +194,8 @@ class Trainer:
         n = len(self.val)
         generator = np.random.default_rng((c.seed, 2))
         t = torch.from_numpy(1 + (generator.permutation(n) + 0.5) * T // n).long()
-        losses, quarter = torch.zeros(n, dtype=torch.float64), (t - 1) * 4 // T
+        quarter = (t - 1) * 4 // T
+        losses = torch.zeros(n, dtype=torch.float64)
         size = c.batch_size // p.world
         for i in range(p.rank * size, n, p.world * size):  # each process takes every world-th batch
             self._check_stop()
@@ -212,7 +209,7 @@ class Trainer:
                 loss = self.diffusion.loss(self.ema.model, x_0, y, t=t[some].to(self.device), eps=eps)
             losses[some] = loss.double().cpu()
         losses = p.sum(losses.to(self.device)).cpu()
-        quarters = {name: losses[quarter == q].mean().item() for q, name in enumerate(QUARTERS)}
+        quarters = {name: losses[quarter == q].mean().item() for q, name in enumerate(views.QUARTERS)}
         return {"val_loss": losses.mean().item(), **quarters}
 
     @torch.no_grad()
@@ -230,7 +227,8 @@ class Trainer:
 
         look: is shown each stage of the first batch.
         """
-        size, drawn = self.config.train.batch_size // self.processes.world, []
+        size = self.config.train.batch_size // self.processes.world
+        drawn = []
         for i in range(0, len(numbers), size):
             with self.autocast():
                 for stage in self._walk(numbers[i : i + size]):
@@ -257,10 +255,11 @@ class Trainer:
             return {}
         drawn = self._draw(range(p.rank, c.distance_images, p.world))
         drawn = torch.cat([part for share in p.gather(drawn) for part in share])
-        indices, n = self.batches.indices, c.distance_images
+        indices = self.batches.indices
+        n = c.distance_images
         chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class
         real = torch.from_numpy(np.ascontiguousarray(self.images.pixels[chosen]))
-        found = compare.compare(drawn, real, self.see)
+        found = compare.compare(drawn, real, self.extract)
         return {name: found[name] for name in compare.names(c.distance_features)}
 
     def evaluate(self):
@@ -269,22 +268,25 @@ class Trainer:
         count = max(1.0, self.sums[2].item())
         seconds = time.perf_counter() - self.clock
         c = self.config.train
-        images = c.batch_size * c.accumulate
+        a_step = c.batch_size * c.accumulate  # images
         row = {
             "step": self.step,
-            "epoch": self.step * images / len(self.batches.indices),
+            "epoch": self.step * a_step / len(self.batches.indices),
             "train_loss": sums[0].item() / count,
             **self.validate(),
             **self.distance(),
             "lr": lr_at(max(0, self.step - 1), c, self.steps),
             "grad_norm": self.sums[1].item() / count,
             "skipped": int(self.skipped.item()),
-            "images_per_s": (self.step - self.clock_step) * images / seconds,
+            "images_per_s": (self.step - self.clock_step) * a_step / seconds,
         }
         if not math.isfinite(row["val_loss"]):
             raise UserError(f"the validation loss is {row['val_loss']}: {self._last_good()}; try a lower --train.lr")
         if self.processes.main:
-            self._draw_samples(row)
+            images, stages = self.sample(self.config.sample.n)
+            drawn = views.save_samples(self.folder, self.step, images, stages, self.config.data.size)
+            if self.board:
+                self.board.show(row, drawn)
         self.rows.append(row)
         best = row["val_loss"] < self.best
         self.best = min(self.best, row["val_loss"])
@@ -297,28 +299,6 @@ class Trainer:
         self.saved = self.step  # by the main process, for all
         self._start_clock()  # sampling and saving do not count as training time
         return row, best
-
-    def _draw_samples(self, row):
-        """A grid, and the walk of its first picture as a strip; both from the same noise at every evaluation."""
-        images, stages = self.sample(self.config.sample.n)
-        scale = pictures.readable_scale(self.config.data.size)
-        columns = [stages[i] for i in pictures.evenly(0, len(stages) - 1, STAGES)]
-        drawn = {
-            "step": pictures.grid(pictures.upscale(images, scale)),
-            "strip": pictures.strip([pictures.upscale(stage, scale) for stage in columns]),
-        }
-        for name, picture in drawn.items():
-            put(self.folder / "samples" / f"{name}_{self.step:07d}.png", pictures.save_png, picture)
-        if self.board:
-            self.board.show(row, drawn)
-
-    def animate_strips(self):
-        """samples/strips.gif: the strips of all evaluations one after the other, so that one sees it learn."""
-        frames = [pictures.load_png(p) for p in sorted((self.folder / "samples").glob("strip_*.png"))]
-        frames = [f for f in frames if f.shape == frames[-1].shape]  # a resumed run may have changed sample.steps
-        if frames:  # the user may have tidied them away
-            with replacing(self.folder / "samples" / "strips.gif") as temp:
-                pictures.save_gif(temp, frames, milliseconds=600)
 
     def _last_good(self):
         last = self.folder / "last.pth"
@@ -418,10 +398,7 @@ class Trainer:
         self.tidy()
         put(self.folder / "config.json", Path.write_text, json.dumps(to_dict(self.config), indent=2) + "\n")
         x, _ = self.batches(0)
-        x = x[: math.isqrt(min(36, len(x))) ** 2]  # as many as fill a square
-        scale = pictures.readable_scale(self.config.data.size)
-        grid = pictures.grid(pictures.upscale(to_uint8(x).cpu(), scale))
-        put(self.folder / "samples" / "data.png", pictures.save_png, grid)
+        views.save_data(self.folder, to_uint8(x).cpu(), self.config.data.size)
         if self.rows:
             self.write_views()
 
@@ -438,15 +415,9 @@ class Trainer:
 
     def write_views(self):
         """Write metrics.csv and loss.png, and at the end of the run strips.gif."""
-        with replacing(self.folder / "metrics.csv") as temp, open(temp, "w", newline="") as file:
-            more = dict.fromkeys(name for row in self.rows for name in row if name not in COLUMNS)
-            table = csv.DictWriter(file, (*COLUMNS, *more))  # a row without a distance leaves the field empty
-            table.writeheader()
-            table.writerows(self.rows)
-        if self.rows:
-            put(self.folder / "loss.png", plot, self.rows)
+        views.write_metrics(self.folder, self.rows)
         if self.finished:
-            self.animate_strips()
+            views.animate_strips(self.folder)
 
     def _save(self, name, resumable):
         more = {"classes": self.classes}
@@ -468,16 +439,27 @@ class Trainer:
             model=self.model.state_dict(), ema=self.ema.model.state_dict(), step=self.step, **more,
         )  # fmt: skip
 
-    def _greys(self):
-        """The mean grey level of each of up to 1,000 training images: by it they are known when the run goes on."""
-        some = self.batches.indices[:: max(1, len(self.batches.indices) // 1000)]
-        return torch.tensor([self.images.pixels[i].mean() for i in some])
-
     def resume(self, state):
         """Continue from what `checkpoint.load(last.pth)` returned."""
         path = self.folder / "last.pth"
         if "optimizer" not in state:
             raise UserError(f"{path}: made for sampling, it cannot be resumed")
+        self._refuse_other_data(state, path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the one line below says it all
+                self._restore(state, path)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
+            raise UserError(f"{path}: what resuming needs is missing or damaged ({reason})") from error
+
+    def _greys(self):
+        """The mean grey level of each of up to 1,000 training images: by it they are known when the run goes on."""
+        some = self.batches.indices[:: max(1, len(self.batches.indices) // 1000)]
+        return torch.tensor([self.images.pixels[i].mean() for i in some])
+
+    def _refuse_other_data(self, state, path):
+        """Raise UserError if the data is not that of the saved run: in number, grey levels or classes."""
         if (before := state.get("train_images")) != len(self.batches.indices):
             raise UserError(
                 f"the data has changed: {len(self.batches.indices)} training images, "
@@ -495,13 +477,6 @@ class Trainer:
                 f"the data has changed: classes {', '.join(self.classes)}; they were {', '.join(before)} "
                 f"when {path} was saved; bring them back or start a new run with --out"
             )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the one line below says it all
-                self._restore(state, path)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
-            raise UserError(f"{path}: what resuming needs is missing or damaged ({reason})") from error
 
     def _restore(self, state, path):
         checkpoint.load_weights(self.model, state["model"], path)
@@ -512,39 +487,10 @@ class Trainer:
                 raise ValueError("a moment of the optimiser has another shape than its weight")
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.ema.updates, self.step, self.best = int(state["ema_updates"]), state["step"], float(state["best"])
-        self.saved = self.step
+        self.ema.updates = int(state["ema_updates"])
+        self.step = self.saved = state["step"]
+        self.best = float(state["best"])
         self.rows = [{name: value + 0 for name, value in row.items()} for row in state["rows"]]  # + 0: only numbers
         self.sums.copy_(state["sums"])
         self.skipped.fill_(state["skipped"])
         self.streak.fill_(state["streak"])
-
-
-def plot(path, rows):
-    """Loss curves of the whole run, and validation by quarter of t, as a PNG."""
-    from matplotlib.figure import Figure  # here, as its import takes long
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    steps = [r["step"] for r in rows]
-    quarters = ("t in the first quarter (little noise)", "second", "third", "last (nearly all noise)")
-    panels = {
-        "loss": {"train_loss": "train", "val_loss": "validation (EMA)"},
-        "validation loss by quarter of t": dict(zip(QUARTERS, quarters)),
-    }
-    distances = {name: name for name in rows[-1] if name not in COLUMNS}
-    if distances:
-        panels["distance of samples and data"] = distances
-    width = 5 * len(panels)
-    figure = Figure(figsize=(width, 4))
-    # margins by hand: Matplotlib's own layouts take as long as all the drawing
-    figure.subplots_adjust(left=0.65 / width, right=1 - 0.1 / width, bottom=0.26, top=0.93, wspace=0.19)
-    for panel, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for key, label in curves.items():
-            panel.plot(steps, [r.get(key, math.nan) for r in rows], marker="o", markersize=3, label=label)
-        panel.set(title=title, xlabel="optimiser step", yscale="log")
-        panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
-        panel.yaxis.set_major_formatter("{x:.4g}")
-        panel.grid(alpha=0.3)
-        panel.locator_params(axis="x", nbins=6)
-        panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # covers no curve
-    figure.savefig(path, format="png", dpi=110)

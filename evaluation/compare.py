@@ -32,11 +32,11 @@ def kernel_figures(x, y, features):
     return dict(zip((key, f"{key}_std", f"{key}_subset"), kernel_distance(x, y)))
 
 
-def compare(pictures, reference, see, batch=256):
+def compare(pictures, reference, extract, batch=256):
     """The distances of `pictures` and `reference`, both uint8 (N, C, H, W), N >= 2: a dictionary of numbers.
 
-    see: features.extractor(...), what is compared.
+    extract: features.extractor(...), what is compared.
     """
     with torch.no_grad():
-        x, y = (torch.cat([see(part) for part in images.split(batch)]) for images in (pictures, reference))
-    return {**frechet_figures(x, y, see.name), **kernel_figures(x, y, see.name)}
+        x, y = (torch.cat([extract(part) for part in images.split(batch)]) for images in (pictures, reference))
+    return {**frechet_figures(x, y, extract.name), **kernel_figures(x, y, extract.name)}

@@ -10,7 +10,6 @@ with one line.  The page is app.html; what it asks for:
 import argparse
 import base64
 import contextlib
-import inspect
 import io
 import json
 import threading
@@ -19,10 +18,11 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import cli
+import sampling
 from config import UserError
 from dataset import pictures
-from diffusion.samplers import SAMPLERS, check_eta, ddim
-from diffusion.steps import adjacent, last
+from diffusion.samplers import SAMPLERS, ddim
+from diffusion.steps import last
 from lessons import figure
 from lessons.between import PATHS
 from lessons.lab import Lab
@@ -106,7 +106,7 @@ class App(ThreadingHTTPServer):
         lab = self.lab(p["checkpoint"])
         return {
             "checkpoints": list(self.checkpoints),
-            "samplers": {name: "eta" in inspect.signature(s).parameters for name, s in SAMPLERS.items()},
+            "samplers": {name: sampling.has(name, "eta") for name in SAMPLERS},
             "T": lab.T,
             "steps": lab.config.sample.steps,
             "guidance": lab.config.sample.guidance,
@@ -135,15 +135,12 @@ class App(ThreadingHTTPServer):
         """A generator of one dictionary a step: {"step", "of", "t", "x", "x0"}.  Mistakes are raised at once."""
         lab, numbers = self.lab(p["checkpoint"]), range(p["n"])
         timesteps, y = lab.spaced(p["steps"], p["sampler"]), lab.labels(p["label"], numbers)
-        sampler, options = SAMPLERS[p["sampler"]], {}
-        if "eta" in inspect.signature(sampler).parameters:
-            options = {"eta": p["eta"]}
-            try:
-                check_eta(lab.schedule, adjacent(lab.schedule, timesteps), p["eta"])
-            except ValueError as error:
-                raise UserError(str(error)) from None
+        options = {"eta": p["eta"]} if sampling.has(p["sampler"], "eta") else {}
+        if options:
+            sampling.check_eta(lab.schedule, timesteps, p["eta"], flag="eta")
         x, noise_like = lab.noise(numbers, p["seed"])
         denoise = lab.denoiser(y, None if y is None else p["guidance"])
+        sampler = SAMPLERS[p["sampler"]]
         steps = sampler(denoise, lab.schedule, x, timesteps=timesteps, noise_like=noise_like, **options)
 
         def frames():

@@ -75,7 +75,7 @@ def interpolate(lab, levels=(), mixtures=7, picture=0, other=1, steps=None, data
     In the first row nothing is noised, so the middle is a double exposure; further down the network mends it into
     one picture of its own kind.  The more noise, the freer it is, until at T the ends are no longer the two pictures.
     """
-    levels = lab.levels(levels or [round(lab.T * share) for share in (0, 0.2, 0.4, 0.6, 0.8, 1)], 2)
+    levels = lab.levels(levels or [round(lab.T * share) for share in (0, 0.2, 0.4, 0.6, 0.8, 1)])
     a, b = lab.photo(picture, data), lab.photo(other, data, flag="--other")
     ratios = [i / (mixtures - 1) for i in range(mixtures)]
     rows = [meet(lab, a, b, t, ratios, lab.spaced(steps)) for t in levels]

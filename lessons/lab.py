@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 import cli
+import sampling
 from config import Config, UserError
-from dataset import sources
+from dataset import pictures, sources
 from dataset.pixels import from_uint8
 from diffusion import variants
 from diffusion.process import GaussianDiffusion
-from diffusion.steps import begin, spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import begin
 from models import checkpoint
 from models.unet import UNet
-
-SPACINGS = {"dpmpp": spaced_logsnr, "heun": spaced_rho}  # by default, as in generate.py; the others' is even in t
 
 
 @dataclass(frozen=True)
@@ -71,35 +70,37 @@ class Lab:
     def labels(self, label, numbers):
         """(B,) labels of these pictures, or None.  label: None (all classes in turn), a name, a number or "none"."""
         chosen = cli.find_label(label, list(self.classes), self.config.model.num_classes)
-        if chosen is None:
-            return None
-        return torch.tensor(
-            [i % len(self.classes) if chosen == "each" else chosen for i in numbers], device=self.device
-        )
+        return sampling.labels(chosen, numbers, len(self.classes), self.device)
 
     def named(self, y):
         """What to write beside pictures with the labels y, if they have any."""
         return [] if y is None else [self.classes[i] for i in y.tolist()]
 
-    def denoiser(self, y=None, guidance=None):
-        """What the samplers call.  guidance: None takes the checkpoint's own."""
+    def denoiser(self, y=None, guidance=None, clip=True):
+        """What the samplers call.  guidance: None takes the checkpoint's own.
+
+        Raises UserError if there is nothing to guide by, or if the null class is needed and was never trained.
+        """
         if guidance is not None and not self.classes:
             raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
         if guidance is not None and y is None:
             raise UserError("--guidance: there is nothing to guide by without a class; leave it out")
         guidance = self.config.sample.guidance if guidance is None else guidance
-        return self.diffusion.denoiser(self.model, y, guidance=1.0 if y is None else guidance)
+        guidance = 1.0 if y is None else guidance
+        advice = "give --label NAME and no --guidance, or try another --ckpt"
+        sampling.check_null_class(self.config, y, guidance, "this checkpoint", advice)
+        return self.diffusion.denoiser(self.model, y, guidance=guidance, clip=clip)
 
     def spaced(self, steps=None, sampler="ddim"):
-        """The levels of a sampler's walk in this many steps.  None takes the checkpoint's own number."""
+        """The levels of a sampler's walk in this many steps, in its default spacing.  None: the checkpoint's own."""
         steps = self.config.sample.steps if steps is None else steps
         cli.check_level("--steps", steps, self.T)
-        return SPACINGS[sampler](self.schedule, steps) if sampler in SPACINGS else spaced(self.T, steps)
+        return sampling.plan(self.schedule, steps, sampling.defaults(sampler, eta=0.0))[0]
 
-    def levels(self, chosen, count, low=0):
+    def levels(self, chosen, count=9, low=0):
         """The levels t to show, rising: those `chosen`, or `count` of them spread evenly over low..T."""
         if not chosen:
-            return sorted({low + round(i * (self.T - low) / (count - 1)) for i in range(count)})
+            return pictures.evenly(low, self.T, count)
         for t in chosen:
             cli.check_level("--levels", t, self.T, low)
         return sorted(set(chosen))

@@ -43,7 +43,7 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
     known = layers(lab.model)
     if not known:
         raise UserError("attention: this network has no attention layer; try another --ckpt")
-    layer = layer or max(known, key=lambda name: name.startswith("decoder"))
+    layer = layer or next((name for name in known if name.startswith("decoder")), next(iter(known)))
     if layer not in known:
         raise UserError(f"--layer {layer}: unknown; this network has {', '.join(known)}")
     level = round(0.3 * lab.T) if level is None else level

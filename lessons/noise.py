@@ -22,7 +22,8 @@ def forward(lab, levels=(), picture=0, data=None):
     Go down a column: at the same t the linear schedule has drowned the picture, and the cosine one has not yet.  The
     numbers are the share of the picture's variance that is left, so equal numbers look equally noisy in both rows.
     """
-    x_0, levels = lab.photo(picture, data), lab.levels(levels, 9)
+    x_0 = lab.photo(picture, data)
+    levels = lab.levels(levels)
     eps, _ = lab.noise([0])
     rows, names = [], []
     for name, schedule in both(lab.T).items():
@@ -96,9 +97,10 @@ def loss(lab, images=64, points=24, data=None):
 @torch.no_grad()
 def errors(lab, x_0, levels):
     """{"x0" | "eps" | "v": (levels,)}: the mean squared error of each prediction, the same noise at every level."""
-    x_0, found = x_0.to(lab.device), {"x0": [], "eps": [], "v": []}
+    x_0 = x_0.to(lab.device)
+    found = {"x0": [], "eps": [], "v": []}
     eps, _ = lab.noise(range(len(x_0)))
-    denoise = lab.diffusion.denoiser(lab.model, clip=False)
+    denoise = lab.denoiser(clip=False)
     for level in levels:
         t = torch.full((len(x_0),), level, device=lab.device)
         x0_hat, eps_hat = denoise(lab.diffusion.q_sample(x_0, t, eps), level)

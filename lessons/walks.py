@@ -8,9 +8,10 @@ import time
 import torch
 
 import cli
+import sampling
 from config import UserError
-from diffusion.samplers import SAMPLERS, check_eta, ddim
-from diffusion.steps import adjacent, counted, image_noise, last
+from diffusion.samplers import SAMPLERS, ddim
+from diffusion.steps import counted, image_noise, last
 from lessons import figure
 from lessons.lab import rms
 
@@ -22,18 +23,18 @@ def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, da
     weights kept the first levels out of the training), and each level settles smaller things: colours, then the motif,
     then edges.  Below, the same network guesses a real picture in one jump.
     """
-    wanted = lab.levels(levels, 9)
+    wanted = lab.levels(levels)
     y = lab.labels(label, [0])
     x, noise_like = lab.noise([0])
     denoiser = lab.denoiser(y, guidance)
+    blind = lab.denoiser()  # the class of a photo is not told to the network
     timesteps = sorted({*lab.spaced(steps), *(t for t in wanted if t > 0)}, reverse=True)
-    start = timesteps[0]
     with torch.no_grad():
-        walk = {start: (x, denoiser(x, start)[0])}
-        for step in ddim(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like):
-            walk[step.t] = (step.x, step.x if step.t == 0 else denoiser(step.x, step.t)[0])
+        walk, x_t = {}, x
+        for t, step in zip(timesteps, ddim(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)):
+            walk[t], x_t = (x_t, step.x0), step.x  # a step's guess is of the level that it left
+        walk[0] = (x_t, x_t)
         x_0, jump = lab.photo(picture, data), {}
-        blind = lab.denoiser()  # the class of a photo is not told to the network
         for t in wanted:
             x_t = lab.diffusion.q_sample(x_0, torch.tensor([t], device=lab.device), x)
             jump[t] = (x_t, x_t if t == 0 else blind(x_t, t)[0])
@@ -126,10 +127,7 @@ def eta(lab, etas=(0.0, 0.25, 0.5, 0.75, 1.0), draws=4, steps=None, label=None, 
     y = lab.labels(label, [0])
     columns = []
     for value in etas:
-        try:
-            check_eta(lab.schedule, adjacent(lab.schedule, timesteps), value)
-        except ValueError as error:
-            raise UserError(f"--etas {value:g}: {error}") from None
+        sampling.check_eta(lab.schedule, timesteps, value, flag="--etas")
         x, _ = lab.noise([0])
         fresh = image_noise(lab.seed + 1, range(draws))  # one generator a row: every column draws the same noise
         walk = ddim(

@@ -7,7 +7,6 @@ written whole or not at all (files.py), and holds the whole config, so it can be
 import hashlib
 import pickle
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
@@ -73,11 +72,10 @@ def load(path):
         raise UserError(f"{path}: not readable (permission denied)") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path}: not a checkpoint of this program (or it would run code); not loaded") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = "empty file" if path.exists() and not path.stat().st_size else "damaged or cut short"
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
     except Exception as error:  # torch's unpickler meets arbitrary bytes and may fail in any way
-        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+        empty = path.exists() and not path.stat().st_size
+        reason = "empty file" if empty else f"damaged or cut short? {type(error).__name__}"
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(state, dict) or "version" not in state:
         raise UserError(f"{path}: not a checkpoint of this program (it has no version)")
     if type(state["version"]) is not int or state["version"] != VERSION:

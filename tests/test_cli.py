@@ -25,6 +25,7 @@ import explore
 import generate
 import main
 import processes
+import sampling
 from benchmarks import kill
 from config import PRESETS, Sample, UserError, check, field_types, override, parse_value
 from dataset import pictures, sources
@@ -832,7 +833,7 @@ def test_solvers_count_their_network_evaluations_and_record_their_options(
 def test_by_default_a_sampler_does_what_generate_tells_it(name):
     """Lessons and the reader call it without options, and are to see the same pictures."""
     own = inspect.signature(SAMPLERS[name]).parameters
-    told = generate.defaults(name, Sample().eta)
+    told = sampling.defaults(name, Sample().eta)
     for option in told.keys() - {"spacing", "rho"}:
         assert own[option].default == told[option]
     if "rho" in told:

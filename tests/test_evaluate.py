@@ -21,7 +21,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 import evaluate
-import generate
+import sampling
 from config import PRESETS, UserError, override
 from dataset import pictures, reference, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
@@ -498,7 +498,7 @@ def test_the_protocol_names_the_options_of_the_sampler_used_and_no_other(program
         asked = ("-n", 2, "--sampler", sampler, "--steps", 2)
         for name, extra in (("fid", ("--features", "pixels")), ("nearest", ())):
             protocol = measure(program, run_folder, name, *asked, *extra)[2]["protocol"]
-            some = {name for declared in generate.OPTIONS.values() for name in declared} & protocol.keys()
+            some = {name for declared in sampling.OPTIONS.values() for name in declared} & protocol.keys()
             assert {name: protocol[name] for name in some} == options
 
 

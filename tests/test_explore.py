@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import explore
 import generate
+import sampling
 from config import Config, Data, Diffusion, Model, UserError, override
 from dataset import pictures, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
@@ -175,6 +176,7 @@ def test_the_photos_are_those_that_the_run_trained_on_and_those_it_held_out(lab)
 
 def test_levels_are_those_asked_for_or_evenly_spread_from_the_lowest_to_the_last(lab):
     assert lab.levels((), 3) == [0, 25, 50] and lab.levels((), 3, low=2) == [2, 26, 50]
+    assert lab.levels((), 60) == list(range(51))  # there are no more
     assert lab.levels((40, 7, 40), 3) == [7, 40]
     with pytest.raises(UserError, match="so 1 to 50"):
         lab.levels((0, 7), 3, low=1)
@@ -320,6 +322,16 @@ def test_denoise_shows_a_walk_and_its_guesses_above_and_a_real_picture_and_its_g
     assert_shows(fig, rows, beside, ["t = 50", "t = 20", "t = 0"])
 
 
+def test_the_guesses_of_the_walk_are_those_that_led_it_so_no_level_is_asked_twice(attentive):
+    levels = []
+    hook = attentive.model.register_forward_hook(lambda module, inputs, output: levels.append(inputs[1][0].item()))
+    try:
+        walks.denoise(attentive, levels=(0, 20, 50), steps=3, guidance=1.0)
+    finally:
+        hook.remove()
+    assert levels == [50, 33, 20, 16, 20, 50]  # the walk, and the real picture's two jumps
+
+
 @pytest.fixture
 def ticking(monkeypatch):
     """A clock for the lessons that moves on by a second whenever it is read."""
@@ -365,9 +377,11 @@ def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(atte
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_a_lesson_walks_over_the_levels_that_generate_gives_the_sampler(lab, sampler, steps):
-    options = generate.defaults(sampler, 0.0)
-    of_levels = {name: options[name] for name in ("spacing", "rho") if name in options}
-    assert lab.spaced(steps, sampler) == generate.levels(lab.schedule, steps, lab.T, **of_levels)
+    by_hand = {"dpmpp": spaced_logsnr(lab.schedule, steps), "heun": spaced_rho(lab.schedule, steps, 7.0)}
+    assert lab.spaced(steps, sampler) == by_hand.get(sampler, spaced(50, steps))
+    args = generate.parser().parse_args([sampler, "--steps", str(steps)])
+    of_levels = {name: getattr(args, name) for name in ("spacing", "rho") if hasattr(args, name)}
+    assert lab.spaced(steps, sampler) == sampling.levels(lab.schedule, steps, lab.T, **of_levels)
 
 
 def test_every_column_of_eta_begins_with_the_same_noise_and_draws_the_same_on_the_way(attentive):

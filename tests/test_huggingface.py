@@ -11,7 +11,7 @@ from PIL import Image
 from board import Board
 from config import UserError
 from dataset import sources
-from trainer import COLUMNS
+from views import COLUMNS
 
 
 def noise(i):

@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
 import main
+import processes
 import trainer as trainer_module
+import views
 from config import PRESETS, Train, UserError, from_dict, override, to_dict
 from dataset import pictures, sources
 from dataset.batches import Batches
@@ -32,13 +34,13 @@ from trainer import Trainer, lr_at, total_steps
 SMOKE = ("--preset", "smoke")
 
 
-def small(folder="run", precision="auto", processes=None, **values):
+def small(folder="run", precision="auto", group=None, **values):
     """A Trainer on a few textiles."""
     values = {"train.steps": 4, "train.eval_every": 2, **values}
     config = override(PRESETS["smoke"], values)
     images = sources.load("textiles", size=config.data.size, channels=3, count=config.data.count)
     train, val = sources.split(images, config.data.val_fraction, 0)
-    t = Trainer(config, images, train, val, folder, processes or start("cpu"), precision)
+    t = Trainer(config, images, train, val, folder, group or start("cpu"), precision)
     t.open_folder()
     return t
 
@@ -188,7 +190,7 @@ def test_the_network_computes_in_the_precision_asked_for(precision):
 )
 def test_the_usual_precision_is_bf16_where_the_gpu_computes_in_it(monkeypatch, device, capability, usual):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert trainer_module.usual_precision(torch.device(device)) == usual
+    assert processes.usual_precision(torch.device(device)) == usual
     assert small().precision == "fp32"
 
 
@@ -227,7 +229,7 @@ def test_processes_share_the_draws_of_a_batch_and_drop_out_differently(monkeypat
     monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda net, device_ids: net)
     levels, own, seeds = {}, {}, {}
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        t = small(processes=Processes(rank, world, torch.device("cpu")))
+        t = small(group=Processes(rank, world, torch.device("cpu")))
 
         def network(x, level, y, key=(rank, world)):
             levels[key], seeds[key], own[key] = level, torch.initial_seed(), torch.rand(4)
@@ -238,6 +240,15 @@ def test_processes_share_the_draws_of_a_batch_and_drop_out_differently(monkeypat
     assert torch.equal(levels[0, 1], torch.stack([levels[0, 2], levels[1, 2]], dim=1).flatten())
     assert not torch.equal(own[0, 2], own[1, 2])
     assert len(set(seeds.values())) == 3  # nor do the first one's begin again with the numbers that gave t and ε
+
+
+def test_the_draws_of_a_batch_are_a_function_of_the_seed_and_its_number():
+    t = small()
+    first, other = t.draws(3), t.draws(4)
+    torch.rand(7)  # whatever else was drawn meanwhile
+    for a, again, b, name in zip(first, t.draws(3), other, ("x_0", "y", "t", "eps")):
+        assert torch.equal(a, again) and not torch.equal(a, b), name
+    assert not torch.equal(first[3], small(**{"train.seed": 1}).draws(3)[3])
 
 
 def test_labels_are_hidden_at_the_stated_rate():
@@ -305,7 +316,7 @@ def test_the_quarters_go_from_little_noise_to_nearly_all_noise():
     run = small(**{"train.val_images": 150})
     run.diffusion.loss = lambda model, x_0, y, t, eps: t.double()
     found = run.validate()
-    assert [found[name] for name in trainer_module.QUARTERS] == pytest.approx([7.0, 19.5, 32.0, 44.5])
+    assert [found[name] for name in views.QUARTERS] == pytest.approx([7.0, 19.5, 32.0, 44.5])
     assert found["val_loss"] == pytest.approx(25.5)
 
 
@@ -410,7 +421,7 @@ def test_each_curve_bears_its_own_name(monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
     row = {"train_loss": 5.0, "val_loss": 6.0, "val_q1": 1.0, "val_q2": 2.0, "val_q3": 3.0, "val_q4": 4.0}
-    trainer_module.plot(tmp_path / "loss.png", [{"step": 10, **row}])
+    views.plot(tmp_path / "loss.png", [{"step": 10, **row}])
     drawn = {line.get_label(): line.get_ydata()[0] for axes in figures[0].axes for line in axes.get_lines()}
     quarters = {"t in the first quarter (little noise)": 1, "second": 2, "third": 3, "last (nearly all noise)": 4}
     assert drawn == {"train": 5, "validation (EMA)": 6, **quarters}
@@ -420,7 +431,7 @@ def test_the_film_of_the_strips_goes_forward(tmp_path):
     t = small()
     for step in (2, 10, 30):
         pictures.save_png(t.folder / f"samples/strip_{step:07d}.png", torch.full((3, 8, 8), step, dtype=torch.uint8))
-    t.animate_strips()
+    views.animate_strips(t.folder)
     with Image.open(t.folder / "samples/strips.gif") as film:
         shades = [np.asarray(frame.convert("L"))[0, 0] for frame in ImageSequence.Iterator(film)]
     assert shades == [2, 10, 30]
@@ -430,7 +441,7 @@ def test_the_film_of_the_strips_goes_forward(tmp_path):
 def test_peak_memory_is_the_high_water_mark_of_the_process_in_gib():
     with open("/proc/self/status") as status:
         kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    assert trainer_module.peak_memory(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
+    assert processes.peak_memory(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
 
 
 # ---------------------------------------------------------------- interruption and resume
@@ -511,7 +522,7 @@ def test_several_processes_notice_a_signal_at_the_next_tenth_step(monkeypatch):
     monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda net, device_ids: net)
     monkeypatch.setattr(Processes, "sum", lambda self, tensor: tensor)
     monkeypatch.setattr(Processes, "wait", lambda self: None)
-    t = small(processes=Processes(0, 2, torch.device("cpu")), **{"train.steps": 30, "train.eval_every": 1000})
+    t = small(group=Processes(0, 2, torch.device("cpu")), **{"train.steps": 30, "train.eval_every": 1000})
     interrupt_at(3)
     with pytest.raises(KeyboardInterrupt):
         t.fit()
@@ -772,7 +783,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 
 
 def test_every_process_knows_what_the_main_one_saved():
-    t = small(processes=Processes(1, 1, torch.device("cpu")))
+    t = small(group=Processes(1, 1, torch.device("cpu")))
     t.fit()
     assert t.saved == 4
 
@@ -809,9 +820,7 @@ def test_a_run_folder_that_vanishes_stops_with_one_line(program, monkeypatch):
 def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(monkeypatch):
     t = small(**{"train.steps": 8})
     losses = iter([0.5, 0.3, 0.4, 0.6])
-    monkeypatch.setattr(
-        t, "validate", lambda: {"val_loss": next(losses), **dict.fromkeys(trainer_module.QUARTERS, 1.0)}
-    )
+    monkeypatch.setattr(t, "validate", lambda: {"val_loss": next(losses), **dict.fromkeys(views.QUARTERS, 1.0)})
     t.fit()
     assert checkpoint.load(t.folder / "best.pth")[1]["step"] == 4
     assert t.best == 0.3 and last(t.folder)["step"] == 8
@@ -857,7 +866,9 @@ def test_the_distance_of_samples_and_data_is_measured_only_when_asked_for(progra
     drawn = t.sample(12)[0]
     evenly = [int(i * len(t.batches.indices) / 12) for i in range(12)]  # the first 12 might be of one class
     real = torch.from_numpy(t.images.pixels[t.batches.indices[evenly]])
-    assert t.distance()["mmd2_pixels"] == pytest.approx(compare.compare(drawn, real, t.see)["mmd2_pixels"], rel=1e-3)
+    assert t.distance()["mmd2_pixels"] == pytest.approx(
+        compare.compare(drawn, real, t.extract)["mmd2_pixels"], rel=1e-3
+    )
     assert small().distance() == {}
 
 
@@ -867,7 +878,7 @@ def test_processes_share_the_pictures_of_the_distance(monkeypatch):
     whole, shares = small(**flags).distance(), []
     monkeypatch.setattr(Processes, "gather", lambda self, drawn: shares.append(drawn) or list(shares))
     for rank in (0, 1):
-        found = small(processes=Processes(rank, 2, torch.device("cpu")), **flags).distance()
+        found = small(group=Processes(rank, 2, torch.device("cpu")), **flags).distance()
     assert [sum(map(len, share)) for share in shares] == [5, 5]
     name = "frechet_distance_pixels"  # the other one draws subsets, and the order is another
     assert found[name] == pytest.approx(whole[name], rel=1e-6)

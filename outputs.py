@@ -1,0 +1,59 @@
+"""How is a folder of results replaced whole, without ever destroying what is not ours?
+
+Beside its results a program leaves settings.json, and by these settings the next call knows which files an earlier one
+may have written: only they are replaced or removed.  Which files those are, each program says by a function
+names(settings) -> set, empty if the settings are of another program.
+"""
+
+import json
+from pathlib import Path
+
+from config import UserError
+from files import put, replacing
+
+MOST = 100_000  # pictures: their names have five digits
+
+
+def numbered(n):
+    """The names of n pictures."""
+    return {f"{i:05d}.png" for i in range(min(n, MOST))}
+
+
+def made(out, names):
+    """Names of what an earlier call may have written in this folder, by the settings that it holds."""
+    try:
+        return names(json.loads((out / "settings.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def prepare(out, settings, names):
+    """Create the folder before the work begins, so that it is not in vain.
+
+    Raises UserError if nothing can be written there, or if what would be replaced is not of an earlier call.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(out / ".writable"):
+            pass
+        (out / ".writable").unlink()
+        there = {p.name for p in out.iterdir()}
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
+    foreign = sorted((there & names(settings)) - made(out, names))
+    if foreign:
+        raise UserError(
+            f"{out / foreign[0]} was not written by an earlier call like this one, and would be replaced; "
+            "choose another folder with --out DIR"
+        )
+
+
+def begin(out, settings, names):
+    """Remove what an earlier call wrote, and nothing else, ever; then write the new settings, before any result.
+
+    At every moment the settings cover what lies there: should this be interrupted, the next call knows what to clear.
+    """
+    found = made(out, names)
+    for path in [*(out / name for name in found - {"settings.json"}), *(out.glob(".*.tmp") if found else ())]:
+        path.unlink(missing_ok=True)  # the last: what a process left that was killed while writing
+    put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
