@@ -149,7 +149,7 @@ def img2img(args, diffusion, denoise, x_0, noise, sample):
 def return_trip(args, diffusion, denoise, x_0, noise, sample):
     """Find the noise that the picture comes from, and come back; prints the error against the number of steps."""
     error = {}
-    fewer = {max(2, sample.steps // 4), max(2, sample.steps // 2)}  # a single step cannot be inverted
+    fewer = {max(2, sample.steps // 4), max(2, sample.steps // 2)}  # a single long step cannot be inverted
     for n in sorted({n for n in fewer if n < sample.steps} | {sample.steps}):
         timesteps = spaced(diffusion.T, n)
         try:

@@ -57,7 +57,9 @@ def parser():
         if name != "speed":  # which draws all at once
             s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="at once (default 16)")
             s.add_argument(
-                "--data", metavar="SOURCE", help="real images: a source or PATH (default: what it was trained on)"
+                "--data",
+                metavar="SOURCE",
+                help="real images: a source or PATH (default: what the checkpoint was trained on)",
             )
         if name in ("fid", "kid", "sweep", "bpd", "loglik"):
             split = "val" if name in ("bpd", "loglik") else "train"

@@ -62,7 +62,7 @@ def locked(folder):
     try:
         import fcntl  # here, as Windows has none
     except ImportError:
-        raise UserError("training needs Linux or macOS; on Windows use WSL (generate.py works without)") from None
+        raise UserError("training needs Linux or macOS; on Windows use WSL (drawing may work without)") from None
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

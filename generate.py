@@ -23,7 +23,6 @@ from diffusion.samplers import SAMPLERS
 from diffusion.steps import begin, counted
 from files import put
 from models import checkpoint
-from sampling import STAGES
 
 FRAMES = 40  # of --gif, at most
 WORK = 16  # pictures in one batch by default
@@ -47,9 +46,11 @@ def parser():
             metavar="B",
             help=f"pictures made at once (default {WORK}); a batch is always full",
         )
-        usual = "all T" if name == "ddpm" else "the checkpoint's own"
-        what = f"noise levels visited, 1..T (default: {usual})"
-        what = f"stages to show (default {STAGES}); it chooses its own steps" if name == "ode" else what
+        if name == "ode":
+            what = f"stages to show (default {sampling.STAGES}); it chooses its own steps"
+        else:
+            usual = "all T" if name == "ddpm" else "the checkpoint's own"
+            what = f"noise levels visited, 1..T (default: {usual})"
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help=what)
         s.add_argument("--label", metavar="NAME|NUMBER|none", help="class (default: all in turn; none: the null class)")
         s.add_argument(
@@ -64,7 +65,7 @@ def parser():
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
         s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
         cli.add_running(s)
-        for option, declared in sampling.OPTIONS[name].items():
+        for option, declared in sampling.options_of(name).items():
             s.add_argument(f"--{option.replace('_', '-')}", **declared)
     return p
 
@@ -95,7 +96,7 @@ def generate(args, path, group):
     model = torch.compile(model) if args.compile else model
 
     steps = cli.check_level("--steps", args.steps or sampling.usual_steps(args.sampler, config), T)
-    options = {name: getattr(args, name) for name in sampling.OPTIONS[args.sampler]}
+    options = {name: getattr(args, name) for name in sampling.options_of(args.sampler)}
     if "eta" in options and args.eta is None:
         options["eta"] = config.sample.eta
     sampling.check_variance(options.get("variance"), config, path)
@@ -108,7 +109,7 @@ def generate(args, path, group):
     timesteps, of_sampler = sampling.plan(schedule, steps, options)
 
     frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
-    columns = pictures.evenly(1, steps, STAGES) if args.strip else []
+    columns = pictures.evenly(1, steps, sampling.STAGES) if args.strip else []
     shown = min(args.n, args.batch_size, SHOWN)
     at_once = max(min(args.n, GRID), shown * len(frames), min(shown, 4) * 2 * len(columns))  # a GIF is made whole
     check_upscale(args.upscale, at_once * config.data.channels * math.prod(config.data.size))

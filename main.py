@@ -169,7 +169,7 @@ def fit_classes(config, images, explicit):
 
 
 def shrink(config):
-    """`config` cut down to two steps and a handful of pictures, for --dry-run."""
+    """`config` cut down to two steps, walks of two steps, and eight images to validate on, for --dry-run."""
     train = replace(config.train, steps=2, epochs=0, eval_every=1, val_images=8)
     train = replace(train, distance_images=min(8, train.distance_images))
     sample = replace(config.sample, steps=min(2, config.diffusion.T))  # as many pictures as ever: their memory counts
@@ -279,7 +279,7 @@ def train_run(args, config, state, folder, group):
                 say(f"\nstopped at step {trainer.saved:,}; go on with: python main.py {_again(args)} --resume")
             return 130
         if args.dry_run and group.main:
-            dry_sample(folder, group.device)
+            dry_sample(config, folder, group.device)
     say(f"memory    {processes.peak_memory(group.device):.1f} GiB at most")
     if args.dry_run:
         say("dry run   trained, validated, saved, loaded and sampled; nothing was kept")
@@ -301,11 +301,15 @@ def describe(trainer, compiled):
     print(f"budget    {trainer.steps:,} steps of {images} images = {epochs:,.1f} epochs")
 
 
-def dry_sample(folder, device):
-    """What generate.py would do with the checkpoint of the dry run, in this process alone."""
+def dry_sample(config, folder, device):
+    """What generate.py would do with the checkpoint of the dry run, in this process alone; no more at once than it has
+    had in training, or the memory that is told would be another.
+    """
     import generate
 
-    args = generate.parser().parse_args(["ddim", "-n", "1", "--steps", "2", "--out", str(folder / "out")])
+    at_once = min(generate.WORK, config.train.batch_size)
+    flags = ["-n", "1", "--batch-size", str(at_once), "--steps", str(config.sample.steps), "--out", str(folder / "out")]
+    args = generate.parser().parse_args(["ddim", *flags])
     generate.generate(args, folder / "last.pth", processes.Processes(0, 1, device))
 
 

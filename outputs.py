@@ -49,11 +49,12 @@ def prepare(out, settings, names):
 
 
 def begin(out, settings, names):
-    """Remove what an earlier call wrote, and nothing else, ever; then write the new settings, before any result.
+    """Remove what an earlier call wrote, and nothing else; then write the new settings, before any result.
 
     At every moment the settings cover what lies there: should this be interrupted, the next call knows what to clear.
     """
     found = made(out, names)
-    for path in [*(out / name for name in found - {"settings.json"}), *(out.glob(".*.tmp") if found else ())]:
-        path.unlink(missing_ok=True)  # the last: what a process left that was killed while writing
+    left = out.glob(".*.tmp") if found else ()  # by a process that was killed while writing
+    for path in [*(out / name for name in found - {"settings.json"}), *left]:
+        path.unlink(missing_ok=True)
     put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")

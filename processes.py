@@ -1,8 +1,8 @@
 """How do several processes train one model?
 
 `torchrun --nproc-per-node=N main.py ...` starts N copies of the program; each takes its share of every batch and the
-gradients are averaged by PyTorch's own DistributedDataParallel.  Without torchrun there is one process and nothing
-here does anything.  And what can its device do?  Read next: trainer.py.
+gradients are averaged by PyTorch's own DistributedDataParallel.  Without torchrun there is one process, and sharing
+costs nothing.  Also here: what its device can do, and how much memory it took.  Read next: trainer.py.
 """
 
 import os

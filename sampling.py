@@ -4,8 +4,6 @@ The answers are the same for all who draw: generate.py, edit.py, evaluate.py and
 a checkpoint is refused here, in one line.  Read next: diffusion/samplers.py, whose functions these words steer.
 """
 
-from collections import defaultdict
-
 import torch
 
 import cli
@@ -16,8 +14,7 @@ from diffusion.steps import adjacent, spaced, spaced_logsnr, spaced_rho
 STAGES = 8  # that are shown of a walk: columns of a strip, and all that is known of one that chooses its own steps
 SPACINGS = ("logsnr", "time")
 # sampler -> {option: how its flag is declared}, none if it is not here; the options `spacing` and `rho` choose levels
-OPTIONS = defaultdict(dict)
-OPTIONS |= {
+OPTIONS = {
     "ddpm": {
         "variance": {
             "choices": ("small", "large", "learned"),
@@ -39,7 +36,7 @@ OPTIONS |= {
         "snr": {
             "type": cli.number(0, 1),
             "default": 0.16,
-            "help": "length of a corrector step over its noise's, below 1 (default 0.16)",
+            "help": "length of a corrector step relative to its noise, below 1 (default 0.16)",
         },
         "corrector_steps": {"type": cli.whole(0), "default": 1, "help": "Langevin steps on each level (default 1)"},
     },
@@ -53,14 +50,19 @@ OPTIONS |= {
 }
 
 
+def options_of(sampler):
+    """{option: how its flag is declared} of this sampler."""
+    return OPTIONS.get(sampler, {})
+
+
 def has(sampler, option):
     """Whether this sampler has this option."""
-    return option in OPTIONS[sampler]
+    return option in options_of(sampler)
 
 
 def defaults(sampler, eta):
     """{option: value} of a sampler when nothing is asked for.  eta: the run's own."""
-    options = {name: declared["default"] for name, declared in OPTIONS[sampler].items()}
+    options = {name: declared["default"] for name, declared in options_of(sampler).items()}
     return options | ({"eta": eta} if "eta" in options else {})
 
 

@@ -11,7 +11,7 @@ from files import put, replacing
 
 QUARTERS = ("val_q1", "val_q2", "val_q3", "val_q4")  # validation loss where t is in the first, ... last quarter of 1..T
 COLUMNS = ("step", "epoch", "train_loss", "val_loss", *QUARTERS, "lr", "grad_norm", "skipped", "images_per_s")
-STAGES = 8  # columns of a strip
+STRIP = 8  # columns
 
 
 def save_data(folder, images, size):
@@ -27,7 +27,7 @@ def save_samples(folder, step, images, stages, size):
     images: (N, C, H, W) uint8.  stages: list of (2, C, H, W) uint8, x_t and x0-hat on its way.
     """
     scale = pictures.readable_scale(size)
-    columns = [stages[i] for i in pictures.evenly(0, len(stages) - 1, STAGES)]
+    columns = [stages[i] for i in pictures.evenly(0, len(stages) - 1, STRIP)]
     drawn = {
         "step": pictures.grid(pictures.upscale(images, scale)),
         "strip": pictures.strip([pictures.upscale(stage, scale) for stage in columns]),

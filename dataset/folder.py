@@ -300,7 +300,7 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
 
 def _abandoned(path: Path) -> bool:
     """Is this the temporary file of a process that is no more?"""
-    if path.suffix != ".tmp":
+    if path.suffix != ".tmp" or os.name == "nt":  # Windows has another meaning for signal 0
         return False
     try:
         os.kill(int(path.name.split(".")[-2]), 0)  # signal 0 does nothing but ask whether the process is there

@@ -40,7 +40,10 @@ def evenly(first, last, count):
 
 
 def rgb(images):
-    """(..., C, H, W) uint8, grey, RGB or RGBA -> (..., 3, H, W), on white: without alpha, what it hides would show."""
+    """(..., C, H, W) uint8, grey, RGB or RGBA -> (..., 3, H, W), on white: without alpha, what it hides would show.
+
+    evaluation.features.rgb does the same; neither folder imports the other.
+    """
     if images.shape[-3] == 1:
         return images.expand(*images.shape[:-3], 3, -1, -1)
     if images.shape[-3] == 3:

@@ -2,10 +2,8 @@
 
 Karras et al. 2022 ("EDM") noise a picture to x̄ = x_0 + σε, whose variance σ² + σ_data² spans many orders of magnitude.
 So the network F is shown c_in x̄, of variance 1, and D = c_skip x̄ + c_out F is taken for the picture: near σ = 0, D
-copies x̄ and F mends a little; where σ is large, c_skip is nearly 0 and F draws all of it.  This c_skip makes c_out,
-which multiplies F's errors, as small as can be.  The loss is divided by c_out², so that every level counts alike, and
-ln σ is drawn from a normal distribution: most training goes where pictures take shape.  F turns out to be -v for
-pictures divided by σ_data.
+copies x̄ and F mends a little; where σ is large, c_skip is nearly 0 and F draws all of it.  ln σ is drawn from a normal
+distribution: most training goes where pictures take shape.  F turns out to be -v for pictures divided by σ_data.
 
 Our coordinates are x_t = x̄/√(1+σ²), so ᾱ = 1/(1+σ²), and every sampler, bound and editor works as it is: DDIM is
 Euler in σ, and `heun` is EDM's deterministic sampler, over EDM's levels up to rounding.  Read first: process.py.
@@ -63,7 +61,10 @@ class EDM(GaussianDiffusion):
         return level_of((MEAN + STD * torch.randn(n, device=device).double()).exp(), self.T)
 
     def coefficients(self, u, x):
-        """c_skip, c_out, c_in and σ at the levels u, as columns for x."""
+        """c_skip, c_out, c_in and σ at the levels u, as columns for x.
+
+        This c_skip makes c_out, which multiplies F's errors, as small as can be.
+        """
         sigma = sigma_at(u, self.T)
         total = sigma**2 + self.sigma_data**2  # the variance of x̄
         # c_skip = σ_data² / (σ² + σ_data²),  c_out = σ σ_data / √(σ² + σ_data²),  c_in = 1 / √(σ² + σ_data²)

@@ -161,8 +161,8 @@ class GaussianDiffusion:
         """What the samplers call: (x_t, t) -> (x0_hat, eps_hat), with guidance and clipping inside.
 
         y: (B,) labels, or None for the null class.  guidance: 1 = the conditional prediction, 0 = the unconditional.
-        By Bayes' rule ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t), so it points to where the label is more probable; more
-        than 1 goes further that way than the data does: clearer motifs, less variety.
+        By Bayes' rule ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take it out of x_t, as noise is, leads to where the
+        label is more probable.  More than 1 goes further that way than the data does: clearer motifs, less variety.
         clip: keep x0_hat in [-1, 1], where the data is.
         """
 

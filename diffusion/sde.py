@@ -117,11 +117,11 @@ def log_likelihood(denoise, schedule, x, *, tol=1e-4, probe=None):
 def bits_per_dim(denoise, schedule, x_0, noise_like, *, tol=1e-3):
     """Bits per dimension that the model's density p_1 spends on pictures of 256 grey levels, x_0 = k / 127.5 - 1: (B,).
 
-    Two gaps lie between a density and the bits of a file.  A grey level is a point and has no density: so noise as wide
-    as one level is added (u below), and by Jensen's inequality the mean of -log p over it is at least the -log of what
-    p holds between this level's bounds.  And the network knows no level below 1: so p_1, what the ODE makes of noise
-    when it stops there, is taken for the model of clean pictures, and asked at x_0 as it is.  The result bounds that
-    model's code length from above; pictures sharper than level 1 pay for its blur.
+    Two gaps lie between a density and the bits of a file.  Under a density a single grey level has probability 0: so
+    noise as wide as one level is added (u below), and by Jensen's inequality the mean of -log p over it is at least
+    the -log of what p holds between this level's bounds.  And the network knows no level below 1: so p_1, what the ODE
+    makes of noise when it stops there, is taken for the model of clean pictures, and asked at x_0 as it is.  The result
+    bounds that model's code length from above; pictures sharper than level 1 pay for its blur.
     noise_like: the first draw dequantises, the second is the probe.
     """
     u = torch.special.ndtr(noise_like(x_0))  # Φ of a normal is uniform in 0..1

@@ -87,7 +87,7 @@ class Lab:
             raise UserError("--guidance: there is nothing to guide by without a class; leave it out")
         guidance = self.config.sample.guidance if guidance is None else guidance
         guidance = 1.0 if y is None else guidance
-        advice = "give --label NAME and no --guidance, or try another --ckpt"
+        advice = "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance"
         sampling.check_null_class(self.config, y, guidance, "this checkpoint", advice)
         return self.diffusion.denoiser(self.model, y, guidance=guidance, clip=clip)
 

@@ -21,7 +21,7 @@ def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, da
 
     From pure noise the best guess is a blur, the mean of all that it could become (or coloured noise, where min-SNR
     weights kept the first levels out of the training), and each level settles smaller things: colours, then the motif,
-    then edges.  Below, the same network guesses a real picture in one jump.
+    then edges.  Below, the same network guesses a real picture in one jump, without being told a label.
     """
     wanted = lab.levels(levels)
     y = lab.labels(label, [0])

@@ -9,11 +9,10 @@ import copy
 
 import torch
 
+# what caps the decay after n updates, and with it how old the weights in the average are in the mean:
 WARMUPS = {
-    "ratio": lambda n: (1 + n) / (10 + n),  # mean age of the weights in the average: a tenth of the updates so far
-    "power": lambda n: (
-        1 - (1 + n) ** -0.75
-    ),  # mean age n^(3/4) updates: of a long training a smaller part than of a short
+    "ratio": lambda n: (1 + n) / (10 + n),  # a tenth of the training so far
+    "power": lambda n: 1 - (1 + n) ** -0.75,  # about n^(3/4) updates: of a long training a smaller share
     "none": lambda n: 1.0,
 }
 

@@ -42,10 +42,18 @@ NEVER = "never saw a picture without its label (train.label_dropout 0): "
         ("edit", ["invert"], "give --label NAME and no --guidance"),
         ("evaluate", ["fid", "--features", "random", "--guidance", "2"], "leave --guidance out"),
         ("evaluate", ["speed", "--guidance", "0"], "leave --guidance out"),
-        ("explore", ["steps", "--label", "none"], "give --label NAME and no --guidance, or try another --ckpt"),
-        ("explore", ["samplers", "--guidance", "2"], "give --label NAME and no --guidance, or try another --ckpt"),
+        (
+            "explore",
+            ["steps", "--label", "none"],
+            "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance",
+        ),
+        (
+            "explore",
+            ["samplers", "--guidance", "2"],
+            "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance",
+        ),
         *(
-            ("explore", [lesson], "give --label NAME and no --guidance, or try another --ckpt")
+            ("explore", [lesson], "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance")
             for lesson in ("denoise", "guidance", "interpolate", "loss")  # which ask the null class by themselves
         ),
     ],
