@@ -114,7 +114,10 @@ def read(args, data):
         one = torch.from_numpy(reference.open_picture(args.image, data.size, data.channels).copy())
         n = 1 if args.command == "invert" else args.n  # without noise it would be n times the same
         return one.expand(n, -1, -1, -1).contiguous()
-    return torch.from_numpy(np.ascontiguousarray(reference.unseen(data, args.n).pixels))
+    try:
+        return torch.from_numpy(np.ascontiguousarray(reference.unseen(data, args.n).pixels))
+    except UserError as error:
+        raise UserError(f"{error}; or give a picture of your own by --image PIC") from None
 
 
 def walk(steps, total):

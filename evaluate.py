@@ -93,7 +93,9 @@ def parser():
             names = cli.several(cli.one_of(SAMPLERS))
             counts = cli.several(cli.whole(1))
             s.add_argument("--samplers", type=names, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
-            s.add_argument("--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {STEPS}")
+            s.add_argument(
+                "--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {','.join(map(str, STEPS))}"
+            )
         elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
             usual = "default: the checkpoint's own, also for ddpm"

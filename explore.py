@@ -75,10 +75,13 @@ def parser():
                 shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
                 text += f" (default {shown})"
             flag = f"-{option}" if len(option) == 1 else f"--{option.replace('_', '-')}"
-            s.add_argument(flag, dest=option, type=kind, default=default, help=text)
+            many = {"metavar": "A,B,..."} if isinstance(default, tuple) else {}
+            s.add_argument(flag, dest=option, type=kind, default=default, help=text, **many)
     s = commands.add_parser("app", prog="explore.py app", help="denoise and morph on a web page on this machine")
     cli.add_checkpoint(s)
-    s.add_argument("--port", type=cli.whole(0, 65535), default=8000, help="of http://127.0.0.1 (0: any free one)")
+    s.add_argument(
+        "--port", type=cli.whole(0, 65535), default=8000, help="of http://127.0.0.1 (default 8000; 0: any free one)"
+    )
     return p
 
 

@@ -119,7 +119,8 @@ def generate(args, path, group):
     if group.main:
         print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
         compiled = ", compiled" if args.compile else ""
-        print(f"{args.sampler}, {steps} steps, {group.device}, {args.precision}{compiled}")
+        what = "stages shown" if args.sampler == "ode" else "steps"  # it chooses its own
+        print(f"{args.sampler}, {steps} {what}, {group.device}, {args.precision}{compiled}")
 
     def walk(numbers):
         """(x_T, the walk from it, the list of its network evaluations) of the pictures with these numbers."""
@@ -197,7 +198,8 @@ def write(out, images, frames, columns, k, settings):
         x, x0 = (torch.stack([stage[which][:4] for stage in columns], 1) for which in (0, 1))  # (4, columns, C, H, W)
         rows = torch.stack([x, x0], 1).flatten(0, 2)  # for each picture: its stages, and x0-hat below
         put(out / "strip.png", pictures.save_png, pictures.grid(pictures.upscale(rows, k), columns=len(columns)))
-    print(f"{len(images):,} pictures and grid.png in {out}")
+    more = [name for name, there in (("denoising.gif", frames), ("strip.png", columns)) if there]
+    print(f"{len(images):,} picture{'s' if len(images) > 1 else ''}, {', '.join(['grid.png', *more])} in {out}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _inception(device, weights_file):
     except ImportError:
         raise UserError(
             "the standard features need the package torch-fidelity: pip install torch-fidelity, "
-            "or compare by other features with --features random"
+            "or compare by the features called random, which need nothing"
         ) from None
     file = None if weights_file is None else Path(weights_file)
     if file is not None and not file.is_file():
@@ -106,7 +106,7 @@ def _inception(device, weights_file):
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise UserError(
             f"Inception's weights could not be loaded ({reason}): fetch {URL} and give it by --weights-file PATH, "
-            "or compare by other features with --features random"
+            "or compare by the features called random, which need nothing"
         ) from None
     digest = hashlib.sha256()
     for value in network.state_dict().values():

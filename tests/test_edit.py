@@ -14,7 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import edit
-from config import UserError
+from config import UserError, override
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import variants
@@ -431,3 +431,11 @@ def test_mistakes_are_one_line(program, run_folder, tmp_path, command, words):
     Image.new("L", (16, 16)).save(tmp_path / "black.png")
     code, _, err = program("edit", *command, "--ckpt", run_folder)
     assert code == 2 and len(err.splitlines()) == 1 and words in err, err
+
+
+def test_where_the_training_pictures_are_gone_a_picture_of_ones_own_is_asked_for(program, run_folder, tmp_path):
+    config, state = checkpoint.load(run_folder / "best.pth")
+    weights = {key: state[key] for key in ("model", "ema")}
+    checkpoint.save(tmp_path / "a.pth", override(config, {"data.source": "gone.zip"}), **weights, step=8, classes=[])
+    code, _, err = program("edit", "inpaint", "--ckpt", "a.pth")
+    assert code == 2 and err.count("\n") == 1 and "gone.zip" in err and err.endswith("by --image PIC\n")
