@@ -156,12 +156,13 @@ def add_checkpoint(parser, draws=True):
         parser.add_argument("--seed", type=whole(0), default=0, help="of the noise (default 0)")
     else:
         parser.set_defaults(seed=0)
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="auto (default: cuda if there is one, else cpu), cpu, cuda or cuda:N",
-    )
+    add_device(parser)
+
+
+def add_device(parser):
+    """The argument of every program: where the network computes."""
+    what = "auto (default: cuda if there is one, else cpu), cpu, cuda or cuda:N"
+    parser.add_argument("--device", default="auto", metavar="NAME", help=what)
 
 
 def add_running(parser):

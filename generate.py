@@ -131,7 +131,7 @@ def generate(args, path, group):
         return x, sampler(denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler), calls
 
     found, kept, evaluations = sample(args, group, walk, steps, {*frames, *columns})
-    if None in found.values():
+    if any(images is None for images in found.values()):
         raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
     shares = group.gather(found)
     if not group.main:

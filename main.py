@@ -57,12 +57,7 @@ def parser():
     p.add_argument("--dry-run", action="store_true", help="two steps of everything in a temporary folder, and stop")
     p.add_argument("--export", metavar="FILE", help="write the averaged weights of the run, small, to share; and stop")
     p.add_argument("--verify", action="store_true", help="check the data, show a grid of it, and stop")
-    p.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="auto (default: cuda if there is one, else cpu), cpu, cuda or cuda:N",
-    )
+    cli.add_device(p)
     precisions = ("auto", "fp32", "bf16", "fp16")
     p.add_argument("--precision", default="auto", choices=precisions, help="auto: bf16 on a GPU that has it, or fp32")
     p.add_argument("--compile", action="store_true", help="torch.compile the network: minutes at first, then faster")

@@ -218,8 +218,7 @@ class Trainer:
         (2, C, H, W), x_t and x0-hat of each stage.
         """
         stages = []
-        keep = lambda stage: stages.append(to_uint8(torch.cat([stage.x[:1], stage.x0[:1]])).cpu())  # noqa: E731
-        drawn = self._draw(range(n), keep)
+        drawn = self._draw(range(n), lambda s: stages.append(to_uint8(torch.cat([s.x[:1], s.x0[:1]])).cpu()))
         return torch.cat(drawn), stages
 
     def _draw(self, numbers, look=lambda stage: None):
