@@ -5,6 +5,7 @@ gradients are averaged by PyTorch's own DistributedDataParallel.  Without torchr
 costs nothing.  Also here: what its device can do, and how much memory it took.  Read next: trainer.py.
 """
 
+import gc
 import os
 import sys
 from contextlib import contextmanager
@@ -80,6 +81,9 @@ def start(device="auto"):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
+        # DistributedDataParallel would import this later, and its default arguments would then hold the group for life
+        from torch.distributed.nn import functional  # noqa: F401
+
         patience = timedelta(hours=6)  # the others wait while one decodes a whole data set, or draws the only batch
         kind, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(kind, timeout=patience, device_id=gpu)
@@ -95,7 +99,8 @@ def joined(device="auto"):
     group = start(device)
     yield group
     if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+        gc.collect()  # a DistributedDataParallel, full of cycles, keeps the group and its threads alive,
+        dist.destroy_process_group()  # and a thread that outlives Python can abort the process at its very end
 
 
 def choose_device(name, local=0):

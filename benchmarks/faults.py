@@ -56,6 +56,8 @@ FAULTS = [
     ("time frequencies one short of 1/10000", "models/embedding.py", "device=t.device) / (half - 1)", "device=t.device) / half", "tests/test_models.py"),
     ("truncation to uint8", "dataset/pixels.py", ".round().clamp", ".clamp", "tests/test_pixels.py"),
     ("every epoch in the same order", "dataset/batches.py", "(self.seed, epoch)", "(self.seed, 0)", "tests/test_pixels.py"),
+    ("the process group held by a default argument", "processes.py", "from torch.distributed.nn import functional", "pass", "tests/test_processes.py"),
+    ("the process group held by a network", "processes.py", "gc.collect()", "pass", "tests/test_processes.py"),
     ("accumulated gradients summed, not averaged", "trainer.py", "/ c.accumulate\n", "\n", "tests/test_trainer.py"),
     ("validation on the raw weights", "trainer.py", "self.diffusion.loss(self.ema.model", "self.diffusion.loss(self.model", "tests/test_trainer.py"),
     ("the optimiser forgotten on resume", "trainer.py", 'self.optimizer.load_state_dict(state["optimizer"])', "pass", "tests/test_trainer.py"),
