@@ -331,7 +331,7 @@ PRESETS = {
         ),
         diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=5.0),
         train=Train(
-            steps=3500,
+            steps=2500,
             batch_size=32,
             lr=1e-3,
             lr_schedule="cosine",

@@ -33,8 +33,9 @@ def test_every_preset_is_described():
     assert {row[0] for row in ROWS} == set(PRESETS) - {"textiles", "smoke"}
 
 
-def test_the_shipped_checkpoint_is_of_the_default_preset():
-    assert checkpoint.load(cli.SHIPPED)[0] == PRESETS[main.DEFAULT]
+def test_the_shipped_checkpoint_is_of_the_default_preset_trained_for_longer():
+    assert checkpoint.load(cli.SHIPPED)[0] == override(PRESETS[main.DEFAULT], {"train.steps": 3500})
+    assert "python main.py --train.steps 3500 " in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r[0])
