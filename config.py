@@ -322,7 +322,7 @@ def out_channels(config):
 # ---------------------------------------------------------------- presets
 
 PRESETS = {
-    # The default: no download, no GPU, recognisable pictures in about ten minutes on two CPU cores.
+    # The default: no download, no GPU, recognisable pictures in ten minutes or less on two CPU cores.
     "textiles": Config(
         name="textiles",
         data=Data(flip=False),
@@ -432,7 +432,7 @@ PRESETS = {
 # For --list-presets: what it is; its data, where from, how large, under which terms; what it takes (docs/presets.md).
 ABOUT = {
     "textiles": "Woven patterns in twelve motifs. Data: drawn by the program, no download, no licence needed. "
-    "Takes: about ten minutes on two CPU cores.",
+    "Takes: ten minutes or less on two CPU cores.",
     "cifar10-cars": "The automobiles of CIFAR-10, linear attention. Data: 4,250 + 750 pictures, torchvision downloads "
     "170 MB from the University of Toronto on first use; published without a licence, cite Krizhevsky 2009. "
     "Estimate: under an hour on a data-centre GPU.",

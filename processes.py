@@ -81,7 +81,8 @@ def start(device="auto"):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        # DistributedDataParallel would import this later, and its default arguments would then hold the group for life
+        # The default arguments in here keep, for life, the group that there is when it is imported: so it is imported
+        # while there is none, and not by DistributedDataParallel later on.
         from torch.distributed.nn import functional  # noqa: F401
 
         patience = timedelta(hours=6)  # the others wait while one decodes a whole data set, or draws the only batch
@@ -99,8 +100,10 @@ def joined(device="auto"):
     group = start(device)
     yield group
     if dist.is_available() and dist.is_initialized():
-        gc.collect()  # a DistributedDataParallel, full of cycles, keeps the group and its threads alive,
-        dist.destroy_process_group()  # and a thread that outlives Python can abort the process at its very end
+        # A DistributedDataParallel is full of cycles: until it is collected it keeps the group and its threads, and a
+        # thread that outlives Python can abort the process at its very end.
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def choose_device(name, local=0):

@@ -1,6 +1,6 @@
 """Would the tests notice?  Plants one fault at a time in a copy of the source and runs the tests on it.
 
-    python benchmarks/faults.py            # all, about five minutes
+    python benchmarks/faults.py            # all, in some minutes
     python benchmarks/faults.py EMA root   # those whose name or file has one of these words
 
 Every fault must turn a test red; the table names the first one that did.  A fault that survives is a defect of the

@@ -17,20 +17,31 @@ ROOT = Path(__file__).resolve().parent.parent
 AT_EXIT = """
 import atexit, gc, pathlib, sys
 gc.disable()  # so that no collection comes in time by chance
-names = lambda: [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
-atexit.register(lambda: sys.stderr.write("".join(f"left behind: {n}\\n" for n in names() if "gloo" in n)))
+def say():
+    for task in pathlib.Path("/proc/self/task").glob("*/comm"):
+        try:
+            name = task.read_text().strip()
+        except OSError:  # it has just ended
+            continue
+        if "gloo" in name:
+            print("left", "behind:", name, file=sys.stderr)
+atexit.register(say)
 """
 FLAGS = ["--preset", "smoke", "--train.accumulate", "2", "--device", "cpu"]
 
 
 def torchrun(folder, *argv, processes=2, code=0):
-    """Run one of our programs in several processes, as a user does; what it prints, or the errors if it is to fail."""
+    """Run one of our programs in several processes, as a user does; what it prints, or the errors if it is to fail.
+
+    None that succeeds may leave a thread of its process group behind.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / argv[0]), *map(str, argv[1:])]
     cache = folder / "cache"
     cache.mkdir(exist_ok=True)
-    (cache / "sitecustomize.py").write_text(AT_EXIT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(cache)}
+    (cache / "sitecustomize.py").write_text(AT_EXIT)  # Python imports it first of all
+    path = os.pathsep.join(filter(None, (str(cache), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache), "PYTHONPATH": path}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
     assert code or "left behind" not in done.stderr, done.stderr
