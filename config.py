@@ -39,6 +39,7 @@ class Model:
     linear_attention_resolutions: tuple[int, ...] = ()  # linear attention there instead
     heads: int = 1  # attention heads
     dropout: float = 0.1
+    scale_shift: bool = False  # the noise level scales and shifts what a ResBlock has normalised, not shifts it before
     patch: int = 1  # the network works on patch x patch blocks of pixels: H / patch by W / patch
     num_classes: int = 0  # 0 = no labels
     grad_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time

@@ -51,6 +51,7 @@ FAULTS = [
      "torch.cat([h, skip * (skip.shape[-1] > 8)], dim=1)", "tests/test_models.py"),
     ("skips in the wrong order", "models/unet.py", "zip(blocks, reversed(maps))", "zip(blocks, maps)", "tests/test_models.py"),
     ("residual of the ResBlock forgotten", "models/blocks.py", "return self.skip(x) + h", "return h", "tests/test_models.py"),
+    ("scaled by w where w + 1 belongs", "models/blocks.py", "* (w + 1) + b", "* w + b", "tests/test_models.py"),
     ("residual of the attention forgotten", "models/attention.py", "return x + self.proj(", "return self.proj(", "tests/test_models.py"),
     ("linear attention without its normaliser", "models/attention.py", "q @ context / normaliser", "q @ context", "tests/test_models.py"),
     ("time frequencies one short of 1/10000", "models/embedding.py", "device=t.device) / (half - 1)", "device=t.device) / half", "tests/test_models.py"),

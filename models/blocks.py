@@ -1,7 +1,8 @@
 """What is the U-Net made of?
 
 ResBlock, the only place where the noise level enters, and the two changes of resolution.  All as in DDPM (Ho et al.
-2020, App. B), which took them from Wide ResNet and PixelCNN++.  Read next: unet.py, which stacks them.
+2020, App. B), which took them from Wide ResNet and PixelCNN++, but for `scale_shift`, which is of Nichol & Dhariwal
+2021 ("iDDPM").  Read next: unet.py, which stacks them.
 
 Letters: B batch, C channels, H height, W width, D channels of the time embedding.
 """
@@ -25,13 +26,18 @@ def group_norm(channels):
 
 
 class ResBlock(nn.Module):
-    """(B, C_in, H, W) and the time embedding (B, D) -> (B, C_out, H, W)."""
+    """(B, C_in, H, W) and the time embedding (B, D) -> (B, C_out, H, W).
 
-    def __init__(self, in_channels, out_channels, emb_dim, dropout=0.0):
+    scale_shift: the embedding scales and shifts each channel after its norm, instead of shifting it before, where the
+    norm takes away what all channels of a group have in common.
+    """
+
+    def __init__(self, in_channels, out_channels, emb_dim, dropout=0.0, scale_shift=False):
         super().__init__()
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.emb = nn.Linear(emb_dim, out_channels)
+        self.scale_shift = scale_shift
+        self.emb = nn.Linear(emb_dim, out_channels * (2 if scale_shift else 1))
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -39,8 +45,13 @@ class ResBlock(nn.Module):
 
     def forward(self, x, emb):
         h = self.conv1(F.silu(self.norm1(x)))  # (B, C_out, H, W)
-        h = h + self.emb(F.silu(emb))[:, :, None, None]  # each channel is shifted by the noise level
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        v = self.emb(F.silu(emb))[:, :, None, None]  # what the noise level has to say to each channel
+        if self.scale_shift:
+            w, b = v.chunk(2, dim=1)
+            h = self.norm2(h) * (w + 1) + b  # GroupNorm(h) (w + 1) + b                                     iDDPM App. A
+        else:
+            h = self.norm2(h + v)
+        h = self.conv2(self.dropout(F.silu(h)))
         return self.skip(x) + h
 
 

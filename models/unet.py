@@ -24,7 +24,7 @@ class Block(nn.Module):
 
     def __init__(self, in_channels, out_channels, emb_dim, config, resolution):
         super().__init__()
-        self.res = ResBlock(in_channels, out_channels, emb_dim, config.dropout)
+        self.res = ResBlock(in_channels, out_channels, emb_dim, config.dropout, config.scale_shift)
         full = resolution in config.attention_resolutions
         linear = resolution in config.linear_attention_resolutions
         self.attn = Attention(out_channels, config.heads, linear) if full or linear else nn.Identity()
@@ -76,7 +76,7 @@ class UNet(nn.Module):
         # Middle: ResBlocks, the first with attention after it.
         def middle(i):
             attention = Attention(width, config.heads) if i == 0 else nn.Identity()
-            return nn.ModuleList([ResBlock(width, width, emb_dim, config.dropout), attention])
+            return nn.ModuleList([ResBlock(width, width, emb_dim, config.dropout, config.scale_shift), attention])
 
         self.middle = nn.ModuleList(middle(i) for i in range(config.mid_blocks))
 

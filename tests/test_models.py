@@ -60,9 +60,9 @@ def test_the_reference_systems_have_their_size_within_3_percent(preset, millions
 # ---------------------------------------------------------------- the whole network
 
 
-def test_every_resblock_drops_out_and_every_attention_has_heads_as_the_config_says():
-    parts = list(UNet(replace(TINY, dropout=0.3), 3, (16, 16)).modules())
-    assert {part.dropout.p for part in parts if isinstance(part, ResBlock)} == {0.3}
+def test_every_resblock_and_every_attention_is_as_the_config_says():
+    parts = list(UNet(replace(TINY, dropout=0.3, scale_shift=True), 3, (16, 16)).modules())
+    assert {(part.dropout.p, part.scale_shift) for part in parts if isinstance(part, ResBlock)} == {(0.3, True)}
     assert {part.heads for part in parts if isinstance(part, Attention)} == {2}
 
 
@@ -310,15 +310,17 @@ def test_resblock_is_a_residual_also_after_training():
     assert_close(block(x + 100, emb), block(x, emb) + 100)
 
 
-def test_resblock_is_the_formula_in_its_order():
-    """Norm, SiLU, convolution, shift; norm, SiLU, dropout, convolution; and the skip."""
-    block = waken(ResBlock(8, 16, 12, dropout=0.5)).double()
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_resblock_is_the_formula_in_its_order(scale_shift):
+    """Norm, SiLU, convolution, shift; norm, SiLU, dropout, convolution; and the skip.  Or norm, scale and shift."""
+    block = waken(ResBlock(8, 16, 12, dropout=0.5, scale_shift=scale_shift)).double()
     x, emb = torch.randn(2, 8, 4, 4).double(), torch.randn(2, 12).double()
     torch.manual_seed(5)
     found = block(x, emb)
     torch.manual_seed(5)
-    h = block.conv1(F.silu(block.norm1(x))) + block.emb(F.silu(emb))[:, :, None, None]
-    h = block.conv2(F.dropout(F.silu(block.norm2(h)), 0.5))
+    h, v = block.conv1(F.silu(block.norm1(x))), block.emb(F.silu(emb))[:, :, None, None]
+    h = block.norm2(h) * (1 + v[:, :16]) + v[:, 16:] if scale_shift else block.norm2(h + v)
+    h = block.conv2(F.dropout(F.silu(h), 0.5))
     assert_close(found, block.skip(x) + h)
 
 
