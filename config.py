@@ -328,14 +328,21 @@ PRESETS = {
         name="textiles",
         data=Data(flip=False),
         model=Model(
-            48, (1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), heads=4, dropout=0.0, patch=2, num_classes=12
+            48,
+            (1, 2, 2),
+            num_res_blocks=1,
+            attention_resolutions=(8,),
+            heads=4,
+            dropout=0.0,
+            scale_shift=True,
+            patch=2,
+            num_classes=12,
         ),
         diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=5.0),
         train=Train(
-            steps=2500,
+            steps=2000,
             batch_size=32,
             lr=1e-3,
-            lr_schedule="cosine",
             warmup_steps=50,
             ema_decay=0.995,
             eval_every=500,
@@ -360,7 +367,7 @@ PRESETS = {
         ),
         train=Train(epochs=2000, batch_size=64, lr=1e-4, ema_decay=0.9999, eval_every=2000, val_images=750),
     ),
-    # The same photographs for those who have no GPU: the small network of the default, wider; about an hour.
+    # The same photographs for those who have no GPU: a small network like the default's, wider; about an hour.
     "cifar10-cars-small": Config(
         name="cifar10-cars-small",
         data=Data(source="cifar10-cars", val_fraction=0.15),
@@ -437,7 +444,7 @@ ABOUT = {
     "cifar10-cars": "The automobiles of CIFAR-10, linear attention. Data: 4,250 + 750 pictures, torchvision downloads "
     "170 MB from the University of Toronto on first use; published without a licence, cite Krizhevsky 2009. "
     "Estimate: under an hour on a data-centre GPU.",
-    "cifar10-cars-small": "The same pictures without a GPU: the default's small network, wider. Data: as for "
+    "cifar10-cars-small": "The same pictures without a GPU: a small network like the default's, wider. Data: as for "
     "cifar10-cars. Takes: about an hour on two CPU cores.",
     "cifar10": "CIFAR-10 with the network and recipe of the DDPM paper. Data: 50,000 pictures, as for cifar10-cars. "
     "Estimate: half a day on a data-centre GPU.",
