@@ -259,8 +259,8 @@ def _out_of_memory(error):
 def _one_line(error):
     if isinstance(error, MemoryError) or _out_of_memory(error):
         return (
-            "out of memory; use a smaller batch (--train.batch_size in training, --batch-size in generating) "
-            "or --model.grad_checkpoint true"
+            "out of memory; use a smaller batch (--train.batch_size in training, --batch-size otherwise), "
+            "fewer pictures (-n, --data.count) or --model.grad_checkpoint true"
         )
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     text = " ".join(text.split())

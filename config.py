@@ -78,7 +78,7 @@ class Train:
     distance_features: str = (
         "random"  # what is compared: random | pixels | inception (FID, KID; drawn as precise as trained)
     )
-    max_skips: int = 20  # stop after so many steps in a row whose gradient is not finite
+    max_skips: int = 20  # stop after so many steps in a row whose gradient is not finite (every 10th step looks back)
     seed: int = 0
 
 
@@ -212,6 +212,7 @@ LARGEST = {  # beyond these a typing error, or a hostile checkpoint, would fill 
     **dict.fromkeys(("model.channel_mults", "model.patch", "model.heads"), 2**10),
     **dict.fromkeys(("model.num_res_blocks", "model.mid_blocks", "model.decoder_blocks"), 2**8),
     **dict.fromkeys(("train.batch_size", "train.accumulate", "train.val_images", "diffusion.T"), 2**20),
+    "data.count": 2**24,
 }
 
 
@@ -260,6 +261,10 @@ def check(config):
     need(f.T >= 1, "diffusion.T", "at least 1")
     need(f.process == "gaussian" or f.T > 1, "diffusion.T", f"at least 2 with --diffusion.process {f.process}")
     need(0 < f.beta_start <= f.beta_end < 1, "diffusion.beta_start", "0 < beta_start <= beta_end < 1")
+    if f.schedule == "linear":  # ᾱ_T = Π (1-β_t); divided by a √ᾱ_T much smaller than this allows, float32 overflows
+        rise = (f.beta_end - f.beta_start) / max(1, f.T - 1)
+        left = sum(math.log1p(-f.beta_start - i * rise) for i in range(f.T)) / math.log(10)
+        need(left > -60, "diffusion.beta_end", f"less, or a smaller --diffusion.T: ᾱ at its end would be 1e{left:.0f}")
     need(
         not f.zero_terminal_snr or (f.prediction != "eps" and f.T > 1),
         "diffusion.zero_terminal_snr",
@@ -283,6 +288,11 @@ def check(config):
     need(t.clip_norm >= 0, "train.clip_norm", "0 (off) or more")
     need(0 <= t.ema_decay < 1, "train.ema_decay", "a number from 0 up to 1")
     need(0 <= t.label_dropout <= 1, "train.label_dropout", "a share between 0 and 1")
+    need(
+        t.label_dropout < 1 or not m.num_classes,
+        "train.label_dropout",
+        "less than 1, or no class would ever be learned; for a network without classes: --model.num_classes 0",
+    )
     need(t.seed >= 0, "train.seed", "0 or more")
     need(1 <= s.steps <= f.T, "sample.steps", f"1 to --diffusion.T {f.T}")
     need(0 <= s.eta <= 1, "sample.eta", "a number from 0 to 1")

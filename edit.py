@@ -38,7 +38,8 @@ def parser():
         s = commands.add_parser(name, prog=f"edit.py {name}", help=command.__doc__.split("\n")[0])
         cli.add_checkpoint(s, draws=name != "invert")
         s.add_argument("--image", metavar="PIC", help="picture of any size (default: real ones, not seen in training)")
-        s.add_argument("-n", type=cli.whole(1), default=4, help="pictures, or variants of --image (default 4)")
+        what = "pictures; --image is one" if name == "invert" else "pictures, or variants of --image"
+        s.add_argument("-n", type=cli.whole(1), default=4, help=f"{what} (default 4)")
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: the checkpoint's own)")
         s.add_argument("--label", metavar="NAME|NUMBER|none", default="none", help="class (default none)")
         s.add_argument(
@@ -205,7 +206,8 @@ def write(out, before, middle, after, k, settings):
         put(out / f"{i:05d}.png", pictures.save_png, image)
     strip = pictures.strip([pictures.upscale(z, k) for z in (before, middle, after)])
     put(out / "strip.png", pictures.save_png, strip)
-    print(f"{len(after):,} pictures, and strip.png (before | on the way | after), in {out}")
+    drawn = f"{len(after):,} picture{'s' if len(after) > 1 else ''}"
+    print(f"{drawn}, and strip.png (before | on the way | after), in {out}")
 
 
 if __name__ == "__main__":

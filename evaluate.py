@@ -93,9 +93,7 @@ def parser():
             names = cli.several(cli.one_of(SAMPLERS))
             counts = cli.several(cli.whole(1))
             s.add_argument("--samplers", type=names, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
-            s.add_argument(
-                "--steps", type=counts, default=STEPS, metavar="N,N", help=f"default {','.join(map(str, STEPS))}"
-            )
+            s.add_argument("--steps", type=counts, metavar="N,N", help=f"default {','.join(map(str, STEPS))}")
         elif name not in ("bpd", "loglik"):
             s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
             usual = "default: the checkpoint's own, also for ddpm"
@@ -174,9 +172,14 @@ class Subject:
         """The number of noise levels: as asked for, or the run's own, also for ddpm: all T would take too long."""
         return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
 
-    def options(self, sampler, eta):
-        """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own."""
-        return sampling.defaults(sampler, self.config.sample.eta if eta is None else eta)
+    def options(self, sampler, steps, eta):
+        """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own.
+
+        Raises UserError if this eta is too large for so many steps: ask before the work, which would be lost.
+        """
+        options = sampling.defaults(sampler, self.config.sample.eta if eta is None else eta)
+        sampling.plan(self.diffusion.schedule, steps, options)
+        return options
 
     def bar(self, total, unit):
         """A progress bar on the first process."""
@@ -186,7 +189,7 @@ class Subject:
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
         d, classes = self.config.data, self.config.model.num_classes
-        timesteps, options = sampling.plan(self.diffusion.schedule, steps, self.options(sampler, eta))
+        timesteps, options = sampling.plan(self.diffusion.schedule, steps, self.options(sampler, steps, eta))
         x, noise = begin(self.seed, numbers, (d.channels, *d.size), self.group.device)
         y = sampling.labels("each" if classes else None, numbers, classes, self.group.device)
         denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
@@ -299,7 +302,7 @@ def kid(subject, args, out):
 def both_features(subject, args):
     """Features (n, d) of exactly n samples, those (M, d) of the real images, and the protocol."""
     steps = subject.steps(args.steps)
-    options = subject.options(args.sampler, args.eta)
+    options = subject.options(args.sampler, steps, args.eta)
     extract = features.extractor(args.features, subject.group.device, args.weights_file)
     real, facts = real_features(subject, args, extract)
     with subject.bar(args.n, "image") as bar:
@@ -455,7 +458,7 @@ def loglik(subject, args, out):
 def nearest(subject, args, out):
     """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
     group, steps = subject.group, subject.steps(args.steps)
-    options = subject.options(args.sampler, args.eta)
+    options = subject.options(args.sampler, steps, args.eta)
     training = group.main_first(lambda: reference.load(subject.config.data, "train"))
     unseen = group.main_first(lambda: reference.unseen(subject.config.data, args.n))
     n = min(args.n, len(unseen.pixels))
@@ -498,21 +501,29 @@ def nearest(subject, args, out):
     return protocol, figures
 
 
+def settings(subject, args):
+    """([(sampler, steps)], eta): what `speed` and `sweep` compare.  Raises UserError if one of them cannot be."""
+    counts = args.steps or sorted({min(s, subject.diffusion.T) for s in STEPS})
+    compared = [(sampler, subject.steps(s)) for sampler in args.samplers for s in counts]
+    eta = args.eta or 0.0  # what is compared are the samplers, whatever the run's own eta
+    for sampler, steps in compared:
+        subject.options(sampler, steps, eta)
+    return compared, eta
+
+
 def speed(subject, args, out):
     """Images a second by sampler and number of steps."""
     numbers = range(subject.group.rank * args.n, (subject.group.rank + 1) * args.n)
-    eta = args.eta or 0.0  # what is compared are the samplers, whatever the run's own eta
+    compared, eta = settings(subject, args)
     subject.draw(numbers, args.samplers[0], 1, eta)  # the first call is slow
     rows = []
-    counts = [subject.steps(s) for s in args.steps]
-    with subject.bar(len(args.samplers) * len(counts), "setting") as bar:
-        for sampler in args.samplers:
-            for steps in counts:
-                start = time.perf_counter()
-                _, evaluations = subject.draw(numbers, sampler, steps, eta)  # on the CPU: the device is done
-                seconds = max(subject.group.gather(time.perf_counter() - start))
-                rows.append((sampler, steps, evaluations, args.n * subject.group.world / seconds))
-                bar.update()
+    with subject.bar(len(compared), "setting") as bar:
+        for sampler, steps in compared:
+            start = time.perf_counter()
+            _, evaluations = subject.draw(numbers, sampler, steps, eta)  # on the CPU: the device is done
+            seconds = max(subject.group.gather(time.perf_counter() - start))
+            rows.append((sampler, steps, evaluations, args.n * subject.group.world / seconds))
+            bar.update()
     header = ("sampler", "steps", "evaluations", "images_per_second")
     if subject.group.main:
         write_csv(out / "speed.csv", header, rows)
@@ -524,23 +535,21 @@ def speed(subject, args, out):
 
 def sweep(subject, args, out):
     """Distance to real images against the number of steps, for every sampler: table and plot."""
-    counts = [subject.steps(s) for s in args.steps]
-    eta = args.eta or 0.0
+    compared, eta = settings(subject, args)
     extract = features.extractor(args.features, subject.group.device, args.weights_file)
     warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, extract)
     frechet_name, kernel_name = compare.names(extract.name)
     rows, of_real = [], moments(real)
-    with subject.bar(len(args.samplers) * len(counts) * args.n, "image") as bar:
-        for sampler in args.samplers:
-            for steps in counts:
-                start = time.perf_counter()
-                found, evaluations = subject.draw_features(args.n, extract, sampler, steps, eta, bar)
-                seconds = time.perf_counter() - start
-                if subject.group.main:
-                    distance = frechet(*moments(found), *of_real)
-                    mean, std, _ = kernel_distance(found, real)
-                    rows.append((sampler, steps, evaluations, distance, mean, std, seconds))
+    with subject.bar(len(compared) * args.n, "image") as bar:
+        for sampler, steps in compared:
+            start = time.perf_counter()
+            found, evaluations = subject.draw_features(args.n, extract, sampler, steps, eta, bar)
+            seconds = time.perf_counter() - start
+            if subject.group.main:
+                distance = frechet(*moments(found), *of_real)
+                mean, std, _ = kernel_distance(found, real)
+                rows.append((sampler, steps, evaluations, distance, mean, std, seconds))
     protocol = {**facts, "features": extract.name, "features_sha256": extract.digest, "guidance": subject.guidance}
     protocol |= {"eta": eta} if any(sampling.has(sampler, "eta") for sampler in args.samplers) else {}
     if subject.group.main:

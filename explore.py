@@ -12,8 +12,9 @@ from pathlib import Path
 
 import cli
 import processes
+from config import UserError
 from dataset import pictures
-from files import put
+from files import is_ours, put
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab
 
@@ -95,6 +96,8 @@ def main(argv):
 
         return app.serve(path, device, args.weights, args.seed, args.port)
     lesson = LESSONS[args.lesson]
+    if is_ours(args.out):  # a run has a loss.png, too
+        raise UserError(f"--out {args.out}: it holds a run; choose another folder")
     lab = Lab.open(path, device, args.weights, args.seed)
     cli.make_folder(Path(args.out))
     print(lab.origin)

@@ -131,6 +131,7 @@ def generate(args, path, group):
         return x, sampler(denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler), calls
 
     found, kept, evaluations = sample(args, group, walk, steps, {*frames, *columns})
+    evaluations = max(group.gather(evaluations))
     if any(images is None for images in found.values()):
         raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
     shares = group.gather(found)
@@ -154,14 +155,14 @@ def generate(args, path, group):
 
 def sample(args, group, walk, steps, wanted):
     """This process's share: {first number of the batch: pictures, or None if they are not finite}, stages of the first
-    batch, network evaluations for each picture.
+    batch, the most network evaluations that a picture took (`ode` chooses its steps for each batch).
 
     Every batch is full: the last is padded with the numbers that would come next.  So the bytes do not depend on n.
     wanted: the stages of the first pictures to keep, as {stage: (x, x0-hat)}; stage 0 is the noise.
     """
     shown = min(args.n, args.batch_size, SHOWN)
     batches = range(0, args.n, args.batch_size)[group.rank :: group.world]
-    found, kept, calls = {}, {}, []
+    found, kept, most = {}, {}, 0
     autocast = torch.autocast(group.device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16")
     hidden = None if group.main else True  # None: shown on a terminal
     with tqdm(total=len(batches) * steps, unit="step", disable=hidden, dynamic_ncols=True) as bar, autocast:
@@ -176,7 +177,8 @@ def sample(args, group, walk, steps, wanted):
                 bar.update(1)
             x_0 = step.x[: args.n - start]
             found[start] = to_uint8(x_0).cpu() if torch.isfinite(x_0).all() else None
-    return found, kept, len(calls)
+            most = max(most, len(calls))
+    return found, kept, most
 
 
 def names(settings):

@@ -6,6 +6,7 @@ name.  Read next: trainer.py.
 
 import argparse
 import contextlib
+import os
 import shlex
 import sys
 import tempfile
@@ -132,9 +133,9 @@ def configure(args):
         config = PRESETS[args.preset or DEFAULT]
     config = override(config, values)
     source = config.data.source
-    pictures_in = Path(source).expanduser().resolve()
+    pictures_in = Path(os.path.realpath(os.path.expanduser(source)))  # pathlib's own fail at ~nobody and looped links
     is_folder = source and source not in sources.NAMES and pictures_in.is_dir()  # a name wins over a folder called so
-    if is_folder and folder.resolve().is_relative_to(pictures_in):
+    if is_folder and Path(os.path.realpath(folder)).is_relative_to(pictures_in):
         raise UserError(f"{folder} lies in the data, {source}: the samples would become data; choose --out DIR")
     return config, state, folder
 
@@ -152,14 +153,18 @@ def check_free(folder):
         )
 
 
-def fit_classes(config, images, explicit):
-    """`config` with as many classes as the data has, if the preset wants any and the user did not say how many."""
+def fit_classes(config, images, asked):
+    """`config` with as many classes as the data has, if the preset wants any and the user did not ask otherwise.
+
+    asked: {field: value} of the command line.
+    """
     wanted, found = config.model.num_classes, len(images.classes)
     if wanted and wanted != found:
-        if explicit:
+        if "model.num_classes" in asked:
             has = f"{found} classes" if found else "no class subfolders"
             raise UserError(f"--model.num_classes {wanted}: the data has {has}; use {found}, or leave it out")
-        config = override(config, {"model.num_classes": found, **({} if found else {"sample.guidance": 1.0})})
+        unguided = {} if found else {"sample.guidance": asked.get("sample.guidance", 1.0)}
+        config = override(config, {"model.num_classes": found, **unguided})
     return config
 
 
@@ -171,7 +176,7 @@ def shrink(config):
     return replace(config, train=train, sample=sample)
 
 
-def verify(config, images, train, val):
+def verify(config, images, train):
     """Print what the data is, write a grid of it, and say what was damaged."""
     for reason in images.skipped:
         print(f"skipped   {reason}")
@@ -187,9 +192,10 @@ def verify(config, images, train, val):
 def export(args):
     """Write what is needed for sampling, in half precision, from the run's best.pth."""
     best = run_folder(args) / "best.pth"
-    other = next((flag for flag in ("resume", "verify", "dry_run") if getattr(args, flag)), None)
+    others = ("resume", "verify", "dry-run", "compile", "tensorboard", "data", *field_types())
+    other = next((flag for flag in others if getattr(args, flag.replace("-", "_")) not in (None, False)), None)
     if other:
-        raise UserError(f"--export {args.export} does nothing else: leave out --{other.replace('_', '-')}")
+        raise UserError(f"--export {args.export} does nothing else: leave out --{other}")
     if not best.exists():
         raise UserError(f"there is no {best} yet: train first, or name the run by --preset or --out")
     if Path(args.export).exists():
@@ -231,14 +237,14 @@ def train_run(args, config, state, folder, group):
         lambda: sources.load(d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
     )
     wanted = config.model.num_classes
-    config = check(fit_classes(config, images, explicit=getattr(args, "model.num_classes") is not None))
+    config = check(fit_classes(config, images, asked=chosen(args)))
     train, val = sources.split(images, d.val_fraction, d.seed)
     shape = "x".join(str(n) for n in (*d.size, d.channels))
     say(f"data      {images.name}: {images.summary()}; {shape}, {len(train):,} to train, {len(val):,} to validate")
     if wanted and not images.classes:
         say("classes   none in the data: subfolders are classes only if every picture lies in one")
     if args.verify:
-        return verify(config, images, train, val) if group.main else None
+        return verify(config, images, train) if group.main else None
 
     with contextlib.ExitStack() as held:
         if args.dry_run:
@@ -271,7 +277,7 @@ def train_run(args, config, state, folder, group):
             if args.dry_run or trainer.saved is None:
                 say("\nstopped; nothing was kept")
             else:
-                say(f"\nstopped at step {trainer.saved:,}; go on with: python main.py {_again(args)} --resume")
+                say(f"\nstopped at step {trainer.saved:,}; go on with: {_again(args)}")
             return 130
         if args.dry_run and group.main:
             dry_sample(config, folder, group.device)
@@ -309,12 +315,13 @@ def dry_sample(config, folder, device):
 
 
 def _again(args):
-    """The flags that --resume needs to find the run and to go on in the same way: what no checkpoint holds."""
-    flags = ["--preset", args.preset or DEFAULT]
-    for name, usual in (("out", None), ("device", "auto"), ("precision", "auto")):
+    """The command that finds the run and goes on in the same way: it has the flags that no checkpoint holds."""
+    words = ["python", "main.py"]
+    for name, usual in (("preset", None), ("out", None), ("device", "auto"), ("precision", "auto")):
         if (value := getattr(args, name)) != usual:
-            flags += [f"--{name}", value]
-    return shlex.join(flags + [f"--{name}" for name in ("compile", "tensorboard") if getattr(args, name)])
+            words += [f"--{name}", value]
+    words += [f"--{name}" for name in ("compile", "tensorboard") if getattr(args, name)]
+    return shlex.join([*words, "--resume"])
 
 
 if __name__ == "__main__":

@@ -453,7 +453,7 @@ class Trainer:
             raise UserError(f"{path}: what resuming needs is missing or damaged ({reason})") from error
 
     def _greys(self):
-        """The mean grey level of each of up to 1,000 training images: by it they are known when the run goes on."""
+        """The mean grey levels of all training images, or of 1,000 to 2,000: by them the data is known again."""
         some = self.batches.indices[:: max(1, len(self.batches.indices) // 1000)]
         return torch.tensor([self.images.pixels[i].mean() for i in some])
 

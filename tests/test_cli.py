@@ -30,8 +30,10 @@ from benchmarks import kill
 from config import PRESETS, Sample, UserError, check, field_types, override, parse_value
 from dataset import pictures, sources
 from dataset.pixels import to_uint8
+from diffusion import variants
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced, spaced_rho
+from diffusion.samplers import SAMPLERS, ddim
+from diffusion.steps import Step, image_noise, spaced, spaced_rho
 from models import checkpoint
 from models.attention import Attention
 from trainer import total_steps
@@ -176,7 +178,7 @@ def test_a_folder_of_images_trains_and_brings_its_own_classes(program, tmp_path,
 
 def test_classes_come_from_the_folders_where_the_preset_wants_any_and_without_them_nothing_guides():
     def fitted(preset, *classes):
-        config = check(main.fit_classes(PRESETS[preset], SimpleNamespace(classes=classes), explicit=False))
+        config = check(main.fit_classes(PRESETS[preset], SimpleNamespace(classes=classes), asked={}))
         return config.model.num_classes, config.sample.guidance
 
     assert fitted("textiles", "cats", "dogs") == (2, 1.5)
@@ -273,6 +275,10 @@ MAIN_MISTAKES = [
         "--diffusion.min_snr_gamma 5.0: expected none",
     ),
     (["--diffusion.beta_start", "0.9"], "beta_start <= beta_end"),
+    (
+        ["--diffusion.T", "1000", "--diffusion.beta_end", "0.99"],
+        "--diffusion.beta_end 0.99: expected less, or a smaller",
+    ),
     (["--diffusion.min_snr_gamma", "-1"], "positive number or none"),
     (["--diffusion.min_snr_gamma", "x"], "a number or none"),
     (["--sample.steps", "51"], "1 to --diffusion.T 50"),
@@ -458,7 +464,7 @@ BOUNDS = [  # a field of the preset smoke, the last value that works, the first 
     ("train.clip_norm", 0.0, -0.1),
     ("train.ema_decay", 0.0, -0.1),
     ("train.label_dropout", 0.0, -0.1),
-    ("train.label_dropout", 1.0, 1.1),
+    ("train.label_dropout", 0.99, 1.0),  # no class would be learned
     ("sample.n", 1, 0),
     ("sample.steps", 1, 0),
     ("sample.eta", 0.0, -0.1),
@@ -471,6 +477,27 @@ def test_a_bound_lies_where_it_should_and_the_message_names_its_flag(name, works
     check(override(PRESETS["smoke"], {name: works}))
     with pytest.raises(UserError, match=f"^--{name} "):
         check(override(PRESETS["smoke"], {name: fails}))
+
+
+def test_the_least_that_a_linear_schedule_may_leave_still_computes():
+    """ᾱ_T of 1e-58: x̂_0 and one step from there are finite; 1e-62 is refused."""
+    short = {"diffusion.T": 100, "diffusion.beta_start": 0.7372}
+    c = check(override(PRESETS["smoke"], short | {"diffusion.beta_end": 0.7372}))
+    diffusion = variants.from_config(c.diffusion)
+    assert 1e-60 < diffusion.schedule.alpha_bar[-1] < 1e-57
+    x = torch.randn(2, 3, 4, 4)
+    x0, eps = diffusion.denoiser(lambda x, t, y: x)(x, 100)
+    assert torch.isfinite(x0).all() and torch.isfinite(eps).all()
+    with pytest.raises(UserError, match=r"^--diffusion\.beta_end 0\.76: .*1e-62$"):
+        check(override(PRESETS["smoke"], short | {"diffusion.beta_end": 0.76, "diffusion.beta_start": 0.76}))
+
+
+def test_guidance_that_was_asked_for_is_not_dropped_where_the_data_has_no_classes(program, tmp_path):
+    pictures_in(tmp_path / "pictures")
+    flags = (*SMOKE, "--data", "pictures", "--train.steps", 1)
+    code, _, err = program("main", *flags, "--sample.guidance", 3)
+    assert code == 2 and err == "error: --sample.guidance 3.0: expected 1, as the model has no classes\n"
+    assert program("main", *flags)[0] == 0
 
 
 def test_guidance_needs_classes():
@@ -829,6 +856,22 @@ def test_solvers_count_their_network_evaluations_and_record_their_options(
     assert f"{settings['evaluations']} network evaluations" in out
 
 
+def test_the_evaluations_said_are_the_most_that_a_picture_took(program, run_folder, monkeypatch):
+    """`ode` takes another number of steps in each batch; here the first is the longest."""
+    counts = iter((9, 5))
+
+    def solver(denoise, schedule, x, **_):
+        """For the help."""
+        for _ in range(next(counts)):
+            x0, _ = denoise(x, 1)
+        yield Step(0, x, x0)
+
+    monkeypatch.setitem(generate.SAMPLERS, "ode", solver)
+    code, out, _ = program("generate", "ode", "--ckpt", run_folder, "-n", 2, "--batch-size", 1)
+    assert code == 0 and "\n9 network evaluations a picture\n" in out
+    assert json.loads(Path("out/ode/settings.json").read_text())["evaluations"] == 9
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_by_default_a_sampler_does_what_generate_tells_it(name):
     """Lessons and the reader call it without options, and are to see the same pictures."""
@@ -903,6 +946,17 @@ def test_the_run_cannot_lie_in_its_own_data(program, tmp_path):
     assert code == 2 and "lies in the data" in err and not (tmp_path / "pictures/run").exists()
 
 
+@pytest.mark.parametrize("flag", ["--data", "--out"])
+def test_a_folder_that_no_path_leads_to_is_refused_in_one_line(program, tmp_path, flag):
+    pictures_in(tmp_path / "pictures")
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    for path in ("one", "~nobody-of-this-name/pictures"):
+        code, _, err = program("main", *SMOKE, "--train.steps", 1, "--data", "pictures", flag, path)
+        if (flag, path[0]) != ("--out", "~"):  # a fine name for a folder
+            assert code == 2 and path in err and err.count("\n") == 1, err
+
+
 def test_a_run_may_be_called_as_its_source_is(program):
     """A name of a source is never the folder of that name."""
     assert program("main", *SMOKE, "--train.steps", 4, "--out", "textiles")[0] == 0
@@ -944,10 +998,12 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_can_be_started_again(
     assert program("main", *SMOKE, "--train.steps", 1, "--out", "run")[0] == 0
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--verify", "--dry-run"])
-def test_export_does_nothing_else(program, run_folder, flag):
-    code, _, err = program("main", "--out", run_folder, "--export", "small.pth", flag)
-    assert code == 2 and f"leave out {flag}" in err and not Path("small.pth").exists()
+@pytest.mark.parametrize(
+    "flags", [["--resume"], ["--verify"], ["--dry-run"], ["--compile"], ["--data", "x"], ["--train.max_skips", "5"]]
+)
+def test_export_does_nothing_else(program, run_folder, flags):
+    code, _, err = program("main", "--out", run_folder, "--export", "small.pth", *flags)
+    assert code == 2 and err.endswith(f"leave out {flags[0]}\n") and not Path("small.pth").exists()
 
 
 def test_export_of_a_run_that_is_not_there_says_what_to_do(program):

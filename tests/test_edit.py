@@ -21,8 +21,9 @@ from diffusion import variants
 from diffusion.inpaint import inpaint, there_and_back
 from diffusion.invert import invert
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import ddim, ddpm, dpmpp, heun, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.samplers import ddim, ddpm, dpmpp, heun
 from diffusion.schedule import Schedule, cosine, linear, zero_terminal
+from diffusion.steps import image_noise, spaced, spaced_logsnr, spaced_rho
 from models import checkpoint
 
 SCHEDULE = linear(50, 1e-3, 0.25)
@@ -185,7 +186,8 @@ def test_one_picture_is_inverted_once(program, run_folder, tmp_path):
     Image.new("RGB", (16, 16), "teal").save(tmp_path / "one.png")
     edit = ("--ckpt", run_folder, "--image", "one.png", "--steps", 4, "-n", 3)
     for command, n in (("invert", 1), ("img2img", 3)):
-        assert program("edit", command, *edit)[0] == 0
+        code, out, _ = program("edit", command, *edit)
+        assert code == 0 and f"\n{n} picture{'s' if n > 1 else ''}, and strip.png" in out
         assert len(list(Path(f"out/{command}").glob("0*.png"))) == n
 
 

@@ -27,9 +27,8 @@ from dataset import pictures, reference, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
 from diffusion import bound, samplers, sde
 from diffusion.process import GaussianDiffusion, q_posterior
-from diffusion.samplers import image_noise
 from diffusion.schedule import from_betas, linear
-from diffusion.steps import spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import image_noise, spaced, spaced_logsnr, spaced_rho
 from evaluation import compare, features
 from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance, mmd2
@@ -763,6 +762,32 @@ def test_speed_and_sweep_have_a_row_for_every_sampler_and_number_of_steps(progra
     assert Path("o/sweep.png").exists()
 
 
+@pytest.mark.parametrize("command", ["speed", "sweep"])
+def test_left_out_the_numbers_of_steps_are_at_most_T(program, run_folder, tmp_path, command):
+    config, state = checkpoint.load(run_folder / "best.pth")
+    config = override(config, {"diffusion.T": 7, "diffusion.beta_end": 0.9, "sample.steps": 2})
+    checkpoint.save(tmp_path / "short.pth", config, **{key: state[key] for key in ("model", "ema", "step", "classes")})
+    figures = measure(program, "short.pth", command, "-n", 2, "--samplers", "ddim")[2]["figures"]
+    assert list(figures.get("frechet_distance_random", figures)) == ["ddim_5", "ddim_7"]
+
+
+@pytest.mark.parametrize("command", ["fid", "kid", "nearest", "speed", "sweep"])
+def test_an_eta_that_is_too_large_is_refused_before_anything_is_drawn_or_loaded(
+    program, run_folder, monkeypatch, command
+):
+    def work(*_, **__):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(evaluate.Subject, "draw", work)
+    monkeypatch.setattr(evaluate.reference, "load", work)
+    several = {"speed": ("--samplers", "ddpm,ddim"), "sweep": ("--samplers", "ddpm,ddim")}.get(command, ())
+    features = ("--features", "random") if command in ("fid", "kid", "sweep") else ()
+    code, _, err = program(
+        "evaluate", command, "--ckpt", run_folder, "-n", 4, "--steps", 5, "--eta", 9, *several, *features
+    )
+    assert code == 2 and err.splitlines()[-1].startswith("error: --eta 9: eta must be from 0 to"), err
+
+
 def test_speed_draws_all_at_once_so_n_is_its_batch_and_it_has_no_other(program, run_folder):
     command = ("-n", 3, "--samplers", "ddim", "--steps", 1)
     protocol = measure(program, run_folder, "speed", *command)[2]["protocol"]
@@ -778,7 +803,7 @@ def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tm
 
     class Drawing:
         group, guidance = Two(0, 2, torch.device("cpu")), 1.0
-        bar, steps = evaluate.Subject.bar, staticmethod(lambda n: n)
+        bar, steps, options = evaluate.Subject.bar, staticmethod(lambda n: n), staticmethod(lambda *_: {})
 
         def draw(self, numbers, sampler, steps, eta):
             clock.append(clock[-1] + 0.5 * steps + 100 * (len(clock) == 1))  # the first call is slow, and not counted

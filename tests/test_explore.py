@@ -20,9 +20,9 @@ from config import Config, Data, Diffusion, Model, UserError, override
 from dataset import pictures, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, ddim, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.samplers import SAMPLERS, ddim
 from diffusion.schedule import cosine, linear
-from diffusion.steps import last
+from diffusion.steps import image_noise, last, spaced, spaced_logsnr, spaced_rho
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab, rms
 from models import checkpoint
@@ -512,6 +512,14 @@ def test_a_path_through_three_noises_meets_each_of_them_evenly():
     stops = [torch.full((1, 1, 1, 1), v) for v in (0.0, 4.0, 8.0)]
     assert [s.item() for s in between.path(stops, 9, between.lerp)] == list(range(9))
     assert len(between.path(stops, 2, between.lerp)) == 2
+
+
+def test_a_figure_never_replaces_that_of_a_run(program, tmp_path):
+    assert program("main", "--preset", "smoke", "--train.steps", 1, "--out", "run")[0] == 0
+    before = (tmp_path / "run/loss.png").read_bytes()
+    code, _, err = program("explore", "loss", "--ckpt", "run", "--images", 1, "--out", "run")
+    assert code == 2 and err == "error: --out run: it holds a run; choose another folder\n"
+    assert (tmp_path / "run/loss.png").read_bytes() == before
 
 
 def test_the_ends_of_a_morph_are_the_pictures_that_generate_makes(program, run_folder, tmp_path):
