@@ -47,7 +47,8 @@ class Ours:
 
     def sample(self, n):
         from dataset.pixels import to_uint8
-        from diffusion.samplers import ddim, image_noise, spaced
+        from diffusion.samplers import ddim
+        from diffusion.steps import image_noise, spaced
 
         diffusion, noise = self.trainer.diffusion, image_noise(0, range(n))
         x = noise(torch.empty(n, 3, 32, 32, device=self.device))

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import cli
-from diffusion.samplers import ddim, dpmpp, heun, ode, spaced_logsnr, spaced_rho
+from diffusion.samplers import ddim, dpmpp, heun, ode
 from diffusion.schedule import linear
+from diffusion.steps import spaced_logsnr, spaced_rho
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([-0.6, 0.4], dtype=torch.float64)

@@ -63,7 +63,8 @@ def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="c
 
     def work():
         if what == "sample":
-            from diffusion.samplers import ddim, image_noise, spaced
+            from diffusion.samplers import ddim
+            from diffusion.steps import image_noise, spaced
 
             diffusion, noise = trainer.diffusion, image_noise(0, range(batch))
             x, levels = noise(torch.empty(batch, 3, side, side, device=trainer.device)), spaced(T, steps)

@@ -17,7 +17,7 @@ from diffusion.heun import heun
 from diffusion.pc import pc
 from diffusion.process import q_posterior
 from diffusion.sde import ode
-from diffusion.steps import Step, adjacent, image_noise, reverse_variance, spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import Step, adjacent, reverse_variance
 
 
 @torch.no_grad()
@@ -69,10 +69,6 @@ def check_eta(schedule, pairs, eta):
     if not 0 <= eta <= largest:
         raise ValueError(f"eta must be from 0 to {largest:.4g} for these timesteps, not {eta:g}")
 
-
-__all__ = [  # the words of steps.py are found here too
-    "SAMPLERS", "Step", "adjacent", "check_eta", "ddim", "ddpm", "image_noise", "spaced", "spaced_logsnr", "spaced_rho",
-]  # fmt: skip
 
 SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
     "ddpm": ddpm, "ddim": ddim, "dpmpp": dpmpp, "heun": heun, "pc": pc, "ode": ode,

@@ -21,7 +21,8 @@ import explore
 from dataset.pictures import grid
 from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, image_noise, spaced, spaced_logsnr, spaced_rho
+from diffusion.samplers import SAMPLERS
+from diffusion.steps import image_noise, spaced, spaced_logsnr, spaced_rho
 from lessons.app import PAGE, PARAMETERS, App, listed, parse
 from lessons.between import lerp, slerp
 from models import checkpoint

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 
 import explore
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, ddim, spaced
+from diffusion.samplers import SAMPLERS, ddim
 from diffusion.schedule import cosine
-from diffusion.steps import last
+from diffusion.steps import last, spaced
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 EXERCISES = (DOCS / "exercises.md").read_text()

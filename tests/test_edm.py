@@ -12,7 +12,8 @@ from diffusion import bound, variants
 from diffusion.edm import EDM, MEAN, SIGMA_DATA, STD, level_of, sigma_at
 from diffusion.invert import invert
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS, ddim, spaced, spaced_rho
+from diffusion.samplers import SAMPLERS, ddim
+from diffusion.steps import spaced, spaced_rho
 from models.unet import UNet
 
 T = 40

@@ -9,8 +9,9 @@ import config
 from diffusion import bound, variants
 from diffusion.learned_variance import LAMBDA, Guess, LearnedVariance, share
 from diffusion.process import GaussianDiffusion, q_posterior
-from diffusion.samplers import SAMPLERS, ddpm, spaced
+from diffusion.samplers import SAMPLERS, ddpm
 from diffusion.schedule import cosine, linear, zero_terminal
+from diffusion.steps import spaced
 from models.unet import UNet
 
 T = 40

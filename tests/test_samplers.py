@@ -14,20 +14,9 @@ from oracles import MU, STD, gaussian, last, normal, oracle, seeded
 from torch.testing import assert_close
 
 from diffusion.process import PREDICTIONS, GaussianDiffusion, q_posterior
-from diffusion.samplers import (
-    SAMPLERS,
-    adjacent,
-    check_eta,
-    ddim,
-    ddpm,
-    dpmpp,
-    heun,
-    image_noise,
-    ode,
-    pc,
-    spaced,
-)
+from diffusion.samplers import SAMPLERS, check_eta, ddim, ddpm, dpmpp, heun, ode, pc
 from diffusion.schedule import cosine, linear, zero_terminal
+from diffusion.steps import adjacent, image_noise, spaced
 
 SCHEDULE = linear(40, 1e-3, 0.3)
 

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from config import PRESETS, override
 from dataset import sources
 from diffusion.process import GaussianDiffusion
-from diffusion.samplers import ddim, spaced
+from diffusion.samplers import ddim
 from diffusion.schedule import linear
+from diffusion.steps import spaced
 from models.unet import UNet
 from processes import start
 from trainer import Trainer
