@@ -358,7 +358,8 @@ class Trainer:
         if self.processes.main:
             bar.write(
                 f"step {row['step']:>7,}/{self.steps:,}   train {row['train_loss']:.4f}   val {row['val_loss']:.4f}"
-                f"{' best' if best else '     '}   {row['images_per_s']:,.0f} images/s"
+                f"{' best' if best else '     '}"
+                + (f"   {row['images_per_s']:,.0f} images/s" if row["images_per_s"] else "")  # 0: just resumed
                 + (f"   skipped {row['skipped']}" if row["skipped"] else "")
             )
 
