@@ -296,6 +296,7 @@ def check(config):
     need(t.seed >= 0, "train.seed", "0 or more")
     need(1 <= s.steps <= f.T, "sample.steps", f"1 to --diffusion.T {f.T}")
     need(0 <= s.eta <= 1, "sample.eta", "a number from 0 to 1")
+    need(s.guidance >= 0, "sample.guidance", "0 or more")
     need(s.guidance == 1 or m.num_classes, "sample.guidance", "1, as the model has no classes")
     need(
         s.guidance == 1 or t.label_dropout > 0,

@@ -36,10 +36,19 @@ def replacing(path, flush=True):
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if "CUDA" in str(error):  # of the device that the content was to come from
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from error
+        raise UserError(f"cannot write {path}: {_reason(error)}; what was there before is untouched") from error
     finally:
         Path(temp).unlink(missing_ok=True)
+
+
+def _reason(error):
+    """In the system's words, if it was the system; torch hides them behind an error of its own."""
+    cause = error
+    while cause is not None:
+        if getattr(cause, "strerror", None):
+            return cause.strerror
+        cause = cause.__context__
+    return str(error).splitlines()[0]
 
 
 def put(path, save, content, flush=True):

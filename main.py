@@ -110,6 +110,7 @@ def configure(args):
         raise UserError("--dry-run starts a run of its own and keeps nothing: leave out --resume")
     if args.resume:
         if not last.exists():
+            check_free(folder)  # else there would be no starting without --resume either
             raise UserError(f"nothing to resume: there is no {last}; start without --resume")
         try:
             config, state = checkpoint.load(last)

@@ -38,8 +38,9 @@ def prepare(out, settings, names):
             pass
         (out / ".writable").unlink()
         there = {p.name for p in out.iterdir()}
-    except OSError as error:
-        raise UserError(f"cannot write in {out}: {error.strerror}; choose another folder with --out DIR") from None
+    except (OSError, UserError) as error:
+        reason = (error if isinstance(error, OSError) else error.__cause__).strerror
+        raise UserError(f"cannot write in {out}: {reason}; choose another folder with --out DIR") from None
     foreign = sorted((there & names(settings)) - made(out, names))
     if foreign:
         raise UserError(

@@ -7,6 +7,7 @@ written whole or not at all (files.py), and holds the whole config, so it can be
 import hashlib
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -64,6 +65,10 @@ def load(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about a foreign pickle; that it is refused says it all
             state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # not so in the format of old torch
+            with zipfile.ZipFile(path) as file:
+                if file.testzip():  # torch itself compares no checksums
+                    raise ValueError("a checksum does not fit")
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except IsADirectoryError:
@@ -103,7 +108,8 @@ def load_weights(model, state_dict, path):
     for name, tensor in wanted.items():
         if name not in given:
             raise UserError(f"{path}: its weights do not fit its config: {name} is missing")
-        if not isinstance(given[name], torch.Tensor) or not given[name].is_floating_point():
+        of_numbers = isinstance(given[name], torch.Tensor) and given[name].is_floating_point()
+        if not of_numbers or given[name].layout != torch.strided:  # a sparse one is data, too, but none of ours
             raise UserError(f"{path}: its weights do not fit its config: {name} is not a tensor of real numbers")
         shape = tuple(given[name].shape)
         if shape != tuple(tensor.shape):

@@ -52,6 +52,33 @@ def test_an_error_of_the_device_is_not_blamed_on_the_disk(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_reason_of_a_full_disk_is_said_in_the_words_of_the_system(tmp_path):
+    """As torch reports it: a RuntimeError of its own in front of the system's error."""
+    with pytest.raises(UserError, match=r"cannot write .*a: No space left on device; what"), replacing(tmp_path / "a"):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+
+def test_a_weight_whose_bytes_were_damaged_is_noticed(tmp_path, model):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, CONFIG, model=model.state_dict(), ema=model.state_dict(), step=7)
+    content = bytearray(path.read_bytes())
+    largest = max(model.state_dict().values(), key=torch.numel).detach().numpy().tobytes()
+    content[content.index(largest) + len(largest) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pth: not a readable checkpoint \(damaged"):
+        checkpoint.load(path)
+
+
+def test_a_sparse_weight_is_refused(tmp_path, model):
+    weights = model.state_dict()
+    name = next(name for name, value in weights.items() if value.dim() == 4)
+    with pytest.raises(UserError, match=f"{name} is not a tensor of real numbers"):
+        checkpoint.load_weights(model, weights | {name: weights[name].to_sparse()}, "a.pth")
+
+
 def test_what_is_saved_comes_back(tmp_path, model):
     checkpoint.save(tmp_path / "a.pth", CONFIG, model=model.state_dict(), ema=model.state_dict(), step=7, extra=[1, 2])
     config, state = checkpoint.load(tmp_path / "a.pth")

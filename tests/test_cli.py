@@ -466,6 +466,7 @@ BOUNDS = [  # a field of the preset smoke, the last value that works, the first 
     ("train.label_dropout", 0.0, -0.1),
     ("train.label_dropout", 0.99, 1.0),  # no class would be learned
     ("sample.n", 1, 0),
+    ("sample.guidance", 1.0, -0.5),
     ("sample.steps", 1, 0),
     ("sample.eta", 0.0, -0.1),
     ("sample.eta", 1.0, 1.1),
@@ -854,6 +855,15 @@ def test_solvers_count_their_network_evaluations_and_record_their_options(
     assert code == 0 and recorded.items() <= settings.items() and settings["steps"] == 6
     assert settings["evaluations"] == evaluations or (evaluations is None and settings["evaluations"] > 6)
     assert f"{settings['evaluations']} network evaluations" in out
+
+
+def test_a_folder_that_cannot_be_written_in_is_named_with_what_to_do(program, run_folder, monkeypatch):
+    def denied(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("files.tempfile.mkstemp", denied)
+    code, _, err = program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--out", "o")
+    assert code == 2 and err == "error: cannot write in o: Permission denied; choose another folder with --out DIR\n"
 
 
 def test_the_evaluations_said_are_the_most_that_a_picture_took(program, run_folder, monkeypatch):
