@@ -201,11 +201,11 @@ def names(settings):
 
 def write(out, before, middle, after, k, settings):
     """Write the settings, each result, and a strip of before | middle | after for all of them."""
-    outputs.begin(out, settings, names)
-    for i, image in enumerate(pictures.upscale(after, k)):
-        put(out / f"{i:05d}.png", pictures.save_png, image)
-    strip = pictures.strip([pictures.upscale(z, k) for z in (before, middle, after)])
-    put(out / "strip.png", pictures.save_png, strip)
+    with outputs.replaced(out, settings, names) as new:
+        for i, image in enumerate(pictures.upscale(after, k)):
+            put(new / f"{i:05d}.png", pictures.save_png, image)
+        strip = pictures.strip([pictures.upscale(z, k) for z in (before, middle, after)])
+        put(new / "strip.png", pictures.save_png, strip)
     drawn = f"{len(after):,} picture{'s' if len(after) > 1 else ''}"
     print(f"{drawn}, and strip.png (before | on the way | after), in {out}")
 

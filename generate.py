@@ -190,16 +190,20 @@ def names(settings):
 
 def write(out, images, frames, columns, k, settings):
     """Write the settings, n PNGs, the grid, the GIF of the frames and the strip of the columns, if any."""
-    outputs.begin(out, settings, names)
-    for i, image in enumerate(images):
-        put(out / f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k), flush=False)  # easily drawn again
-    put(out / "grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:GRID], k)))
-    if frames:
-        put(out / "denoising.gif", pictures.save_gif, [pictures.grid(pictures.upscale(x, k)) for x, _ in frames])
-    if columns:
-        x, x0 = (torch.stack([stage[which][:4] for stage in columns], 1) for which in (0, 1))  # (4, columns, C, H, W)
-        rows = torch.stack([x, x0], 1).flatten(0, 2)  # for each picture: its stages, and x0-hat below
-        put(out / "strip.png", pictures.save_png, pictures.grid(pictures.upscale(rows, k), columns=len(columns)))
+    with outputs.replaced(out, settings, names) as new:
+        for i, image in enumerate(images):
+            put(new / f"{i:05d}.png", pictures.save_png, pictures.upscale(image, k), flush=False)  # easily drawn again
+        put(new / "grid.png", pictures.save_png, pictures.grid(pictures.upscale(images[:GRID], k)))
+        if frames:
+            film = [pictures.grid(pictures.upscale(x, k)) for x, _ in frames]
+            put(new / "denoising.gif", pictures.save_gif, film)
+        if columns:
+            x, x0 = (
+                torch.stack([stage[which][:4] for stage in columns], 1) for which in (0, 1)
+            )  # (4, columns, C, H, W)
+            rows = torch.stack([x, x0], 1).flatten(0, 2)  # for each picture: its stages, and x0-hat below
+            strip = pictures.grid(pictures.upscale(rows, k), columns=len(columns))
+            put(new / "strip.png", pictures.save_png, strip)
     more = [name for name, there in (("denoising.gif", frames), ("strip.png", columns)) if there]
     print(f"{len(images):,} picture{'s' if len(images) > 1 else ''}, {', '.join(['grid.png', *more])} in {out}")
 

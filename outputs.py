@@ -6,6 +6,10 @@ names(settings) -> set, empty if the settings are of another program.
 """
 
 import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from config import UserError
@@ -49,13 +53,23 @@ def prepare(out, settings, names):
         )
 
 
-def begin(out, settings, names):
-    """Remove what an earlier call wrote, and nothing else; then write the new settings, before any result.
+@contextmanager
+def replaced(out, settings, names):
+    """`with replaced(out, ...) as new:` write the results into the folder `new`; then they lie in `out`, in place of
+    what an earlier call wrote, and of nothing else.  If writing fails, on a full disk say, `out` stays as it was.
 
-    At every moment the settings cover what lies there: should this be interrupted, the next call knows what to clear.
+    At every moment the settings cover what lies in `out`: should this be killed, the next call knows what to clear.
     """
     found = made(out, names)
-    left = out.glob(".*.tmp") if found else ()  # by a process that was killed while writing
-    for path in [*(out / name for name in found - {"settings.json"}), *left]:
-        path.unlink(missing_ok=True)
-    put(out / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
+    for left in out.glob(".*.tmp") if found else ():  # by a process that was killed while writing
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    new = Path(tempfile.mkdtemp(dir=out, prefix=".", suffix=".tmp"))
+    try:
+        yield new
+        put(new / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")
+        for name in found - {"settings.json"}:
+            (out / name).unlink(missing_ok=True)
+        for path in sorted(new.iterdir(), key=lambda path: path.name != "settings.json"):  # these first
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -395,6 +395,38 @@ def test_ctrl_c_while_pictures_are_written_leaves_whole_files_and_the_next_call_
     assert sorted(p.name for p in (tmp_path / "out/ddim").iterdir()) == ["00000.png", "grid.png", "settings.json"]
 
 
+@pytest.mark.parametrize("command", [("generate", "ddim"), ("edit", "img2img")])
+@pytest.mark.parametrize("full_at", [1, 3, 5])
+def test_a_disk_that_fills_up_while_pictures_are_written_keeps_those_of_the_last_call(
+    program, run_folder, tmp_path, monkeypatch, command, full_at
+):
+    flags = (*command, "--ckpt", run_folder, "-n", 4, "--steps", 2)
+    assert program(*flags)[0] == 0
+    before, real, written = tree(tmp_path / "out"), pictures.save_png, []
+
+    def save_png(path, image):
+        written.append(path)
+        if len(written) == full_at:
+            raise OSError(28, "No space left on device")
+        real(path, image)
+
+    monkeypatch.setattr(pictures, "save_png", save_png)
+    code, _, err = program(*flags, "--seed", 1)
+    assert code == 2 and "No space left on device; what was there before is untouched" in err
+    assert tree(tmp_path / "out") == before
+    assert program(*flags, "--seed", 1)[0] == 0 and tree(tmp_path / "out") != before
+
+
+def test_what_a_call_that_was_killed_while_writing_has_left_the_next_one_clears(program, run_folder, tmp_path):
+    flags = ("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 1)
+    assert program(*flags)[0] == 0
+    (tmp_path / "out/ddim/.abc.tmp").mkdir()
+    (tmp_path / "out/ddim/.abc.tmp/00000.png").write_text("half")
+    (tmp_path / "out/ddim/.grid.png.abc.tmp").write_text("half")
+    assert program(*flags)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out/ddim").iterdir()) == ["00000.png", "grid.png", "settings.json"]
+
+
 def test_the_settings_of_another_program_cost_no_picture(program, run_folder, tmp_path):
     (tmp_path / "out/ddim").mkdir(parents=True)
     mine = ["2024.png", "00077.png", "3.png", "grid.png"]
