@@ -417,6 +417,29 @@ def test_a_disk_that_fills_up_while_pictures_are_written_keeps_those_of_the_last
     assert program(*flags, "--seed", 1)[0] == 0 and tree(tmp_path / "out") != before
 
 
+def test_stopped_while_pictures_are_moved_into_place_the_next_call_still_knows_which_are_its_own(
+    program, run_folder, tmp_path, monkeypatch
+):
+    """The settings come first: they cover all that follows."""
+    real, moved = os.replace, []
+
+    def replace(source, target):
+        if Path(target).parent == Path("out/ddim"):
+            moved.append(target)
+            if len(moved) == 6:
+                raise KeyboardInterrupt
+        real(source, target)
+
+    flags = ("generate", "ddim", "--ckpt", run_folder, "--steps", 1, "-n")
+    assert program(*flags, 1)[0] == 0
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", replace)
+        assert program(*flags, 8)[0] == 130
+    assert len(list((tmp_path / "out/ddim").glob("0*.png"))) > 1
+    assert program(*flags, 1)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out/ddim").iterdir()) == ["00000.png", "grid.png", "settings.json"]
+
+
 def test_what_a_call_that_was_killed_while_writing_has_left_the_next_one_clears(program, run_folder, tmp_path):
     flags = ("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 1)
     assert program(*flags)[0] == 0
