@@ -61,9 +61,9 @@ def replaced(out, settings, names):
     At every moment the settings cover what lies in `out`: should this be killed, the next call knows what to clear.
     """
     found = made(out, names)
-    for left in out.glob(".*.tmp") if found else ():  # by a process that was killed while writing
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    new = Path(tempfile.mkdtemp(dir=out, prefix=".", suffix=".tmp"))
+    for left in out.glob(".results.*.tmp") if found else ():  # by a process that was killed while writing
+        shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(dir=out, prefix=".results.", suffix=".tmp"))
     try:
         yield new
         put(new / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")

@@ -443,11 +443,12 @@ def test_stopped_while_pictures_are_moved_into_place_the_next_call_still_knows_w
 def test_what_a_call_that_was_killed_while_writing_has_left_the_next_one_clears(program, run_folder, tmp_path):
     flags = ("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 1)
     assert program(*flags)[0] == 0
-    (tmp_path / "out/ddim/.abc.tmp").mkdir()
-    (tmp_path / "out/ddim/.abc.tmp/00000.png").write_text("half")
-    (tmp_path / "out/ddim/.grid.png.abc.tmp").write_text("half")
+    for name in (".results.abc.tmp", ".mine.tmp"):
+        (tmp_path / "out/ddim" / name).mkdir()
+        (tmp_path / "out/ddim" / name / "00000.png").write_text("half")
     assert program(*flags)[0] == 0
-    assert sorted(p.name for p in (tmp_path / "out/ddim").iterdir()) == ["00000.png", "grid.png", "settings.json"]
+    left = sorted(p.name for p in (tmp_path / "out/ddim").iterdir())
+    assert left == [".mine.tmp", "00000.png", "grid.png", "settings.json"]
 
 
 def test_the_settings_of_another_program_cost_no_picture(program, run_folder, tmp_path):
