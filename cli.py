@@ -32,25 +32,26 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}{hint}; {self.prog} --help lists everything")
 
     def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else [str(a) for a in args]
+        commands = self.commands()
+        if commands and args and args[0].startswith("-") and args[0] not in self._option_string_actions:
+            self.error(f"{args[0]}: the command comes first, one of {', '.join(commands)}")
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
+            chosen = commands.get(args[0], self)  # its flags are those meant, and its --help is the one to read
             word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
-            flags = self.flags()
+            flags = chosen._option_string_actions
             fields = [flag for flag in flags if flag.endswith(f".{word.lstrip('-')}")]  # --lr for --train.lr
+            others = [name for name, command in commands.items() if word in command._option_string_actions]
             hint = f" (did you mean {fields[0]}?)" if fields else did_you_mean(word, flags)
-            hint = f" here: it is for {', '.join(flags[word])}" if flags.get(word) else hint
-            self.error(f"unknown argument {word}{hint}")
+            hint = f" here: it is for {', '.join(others)}" if others else hint
+            chosen.error(f"unknown argument {word}{hint}")
         return found
 
-    def flags(self):
-        """{flag: the subcommands that have it} of this parser and its subcommands."""
-        flags = {flag: [] for flag in self._option_string_actions}
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for name, command in action.choices.items():
-                    for flag in command._option_string_actions:
-                        flags.setdefault(flag, []).append(name)
-        return flags
+    def commands(self):
+        """{name: parser} of its subcommands, if it has any."""
+        found = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return found[0] if found else {}
 
 
 def whole(low, high=None, name="a whole number"):

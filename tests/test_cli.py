@@ -803,7 +803,9 @@ GENERATE_MISTAKES = [
     (["ddim", "--stpes", "5"], "did you mean --steps?"),
     (["dpmp"], "(did you mean dpmpp?)"),
     (["ddim", "--weights", "emma"], "(did you mean ema?)"),
-    (["ddpm", "--eta", "0.5"], "unknown argument --eta here: it is for ddim;"),
+    (["ddpm", "--eta", "0.5"], "unknown argument --eta here: it is for ddim; generate.py ddpm --help lists everything"),
+    (["ddpm", "--rhoo", "7"], "(did you mean --out?); generate.py ddpm --help lists everything"),  # --rho is heun's
+    (["--seed", "7", "ddim"], "--seed: the command comes first, one of ddpm, ddim, dpmpp, heun, pc, ode"),
     (["ddpm", "--spacing=time"], "unknown argument --spacing here: it is for ddim, dpmpp;"),
     (["ddim", "--device", "cuda:99"], "--device"),
     (["ddim", "--out", "file"], "file"),
