@@ -493,7 +493,9 @@ def nearest(subject, args, out):
     print(f"{figures['distance_of_unseen']:.1f} from as many unseen images; {n:,} each")
     print(f"a sample is closer than an unseen image in {found['closer']:.0%} of pairs (50 % ± {found['error']:.0%})")
     print(f"{found['very_close']:.0%} of samples are closer than 95 % of the unseen images (expected 5 %)")
-    if found["memorised"]:
+    if found["memorised"] is None:
+        print(f"verdict   none: {n} samples and as many unseen images are too few; compare more, by -n")
+    elif found["memorised"]:
         print("verdict   samples are closer to the training images than unseen ones are: copies, or smoother pictures")
     else:
         print("verdict   no sign of memorisation: samples are no closer to the training images than unseen images are")

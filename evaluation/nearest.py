@@ -34,6 +34,8 @@ def verdict(samples, unseen):
     closer: share of all pairs (sample, unseen image) in which the sample is closer; 0.5 if there is no difference.
     error: its standard error if there is none.  Ties count half.
     very_close: share of samples that are closer than 95 % of the unseen images; 0.05 if there is no difference.
+    memorised: whether closer is more than three errors above 0.5; None where there are so few of both (six or fewer)
+    that not even copies could be.
     """
     n, m = len(samples), len(unseen)
     difference = unseen[None, :] - samples[:, None]
@@ -43,5 +45,5 @@ def verdict(samples, unseen):
         "closer": closer,
         "error": error,
         "very_close": (samples < unseen.quantile(0.05)).double().mean().item(),
-        "memorised": closer > 0.5 + 3 * error,
+        "memorised": closer > 0.5 + 3 * error if 3 * error < 0.5 else None,
     }

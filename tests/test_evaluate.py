@@ -392,6 +392,12 @@ def test_verdict_calls_it_memory_from_three_standard_errors_on():
     assert 5 < sum(said) < 15
 
 
+@pytest.mark.parametrize(("n", "memorised"), [(1, None), (6, None), (7, True)])
+def test_there_is_no_verdict_where_not_even_copies_could_be_told(n, memorised):
+    copies, unseen = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    assert verdict(copies, unseen)["memorised"] is memorised
+
+
 def test_a_split_of_the_reference_is_that_of_the_training_with_its_labels():
     data = replace(PRESETS["smoke"].data, count=40, seed=5)
     whole = reference.load(data, "all")
@@ -748,7 +754,8 @@ def test_loglik_does_not_depend_on_the_batch_size(program, run_folder):
 
 def test_nearest_draws_a_figure_and_says_a_verdict(program, run_folder):
     out, _, report = measure(program, run_folder, "nearest", "-n", 5, "--steps", 2)
-    assert "verdict" in out and Path("o/nearest.png").exists()
+    assert "verdict   none: 5 samples" in out and Path("o/nearest.png").exists()
+    assert report["figures"]["memorised"] is None
     assert report["protocol"]["compared"] == 5 and len(Path("o/nearest.csv").read_text().split()) == 6
 
 
