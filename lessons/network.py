@@ -118,7 +118,8 @@ def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data
     fig, _ = figure.wall(
         from_uint8(rows.transpose(0, 1)),
         "Has it learned, or memorised?",
-        f"top: made; below: the nearest of {len(photos.train):,} training pictures of {photos.name}, by distance",
+        f"top: made; below: the nearest of {len(photos.train):,} training pictures of {photos.name}; "
+        "numbers: how near, rms grey levels",
         row_names=["made", *(f"nearest {i + 1}" for i in range(neighbours))],
         column_names=[f"{name}\n{d:.0f}" for name, d in zip(names, near_made.tolist())],
         below=260,
