@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,9 @@ from evaluation import compare, features
 from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance, mmd2
 from evaluation.nearest import nearest, verdict
+from measures.distance import cached
+from measures.speed import speed
+from measures.subject import Subject
 from models import checkpoint
 from models.unet import UNet
 from processes import Processes
@@ -785,8 +789,8 @@ def test_an_eta_that_is_too_large_is_refused_before_anything_is_drawn_or_loaded(
     def work(*_, **__):
         raise AssertionError("too late")
 
-    monkeypatch.setattr(evaluate.Subject, "draw", work)
-    monkeypatch.setattr(evaluate.reference, "load", work)
+    monkeypatch.setattr(Subject, "draw", work)
+    monkeypatch.setattr(reference, "load", work)
     several = {"speed": ("--samplers", "ddpm,ddim"), "sweep": ("--samplers", "ddpm,ddim")}.get(command, ())
     features = ("--features", "random") if command in ("fid", "kid", "sweep") else ()
     code, _, err = program(
@@ -810,7 +814,7 @@ def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tm
 
     class Drawing:
         group, guidance = Two(0, 2, torch.device("cpu")), 1.0
-        bar, steps, options = evaluate.Subject.bar, staticmethod(lambda n: n), staticmethod(lambda *_: {})
+        bar, steps, options = Subject.bar, staticmethod(lambda n: n), staticmethod(lambda *_: {})
 
         def draw(self, numbers, sampler, steps, eta):
             clock.append(clock[-1] + 0.5 * steps + 100 * (len(clock) == 1))  # the first call is slow, and not counted
@@ -818,8 +822,8 @@ def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tm
 
     clock = [0.0]
     args = evaluate.parser().parse_args(["speed", "-n", "6", "--samplers", "ddim", "--steps", "1,4"])
-    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[-1])
-    _, rates = evaluate.speed(Drawing(), args, tmp_path)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[-1])
+    _, rates = speed(Drawing(), args, tmp_path)
     assert rates == {"ddim_1": 12 / 1.0, "ddim_4": 12 / 4.0}
 
 
@@ -1070,5 +1074,5 @@ def test_features_that_one_process_lacks_are_computed_by_all(tmp_path):
             return [thing, False]
 
     np.save(tmp_path / "f.npy", np.zeros(3))
-    found = evaluate.cached(tmp_path / "f.npy", Two(0, 2, torch.device("cpu")), lambda: torch.ones(3))
+    found = cached(tmp_path / "f.npy", Two(0, 2, torch.device("cpu")), lambda: torch.ones(3))
     assert found.tolist() == [1, 1, 1]

@@ -30,7 +30,8 @@ ALLOWED = {
     "explore": {"config", "files", "cli", "processes", "lessons", *ROOMS},
     "lessons": {"config", "cli", "sampling", "lessons", *ROOMS},
     **{key: {"config", "files", "cli", "processes", "sampling", "outputs", *ROOMS} for key in ("generate", "edit")},
-    "evaluate": {"config", "files", "cli", "processes", "sampling", *ROOMS},
+    "evaluate": {"config", "files", "cli", "processes", "sampling", "measures", *ROOMS},
+    "measures": {"config", "files", "cli", "processes", "sampling", "measures", *ROOMS},
     **{room: {"config", "files", room} for room in ROOMS},
 }
 OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}

@@ -1,0 +1,92 @@
+"""What is measured: a checkpoint that is ready to draw, and how its processes share the numbers of the pictures.
+
+Every measure of this folder is a function (subject, args, out) -> (protocol, figures), two dictionaries which
+evaluate.py writes into the folder `out`, where the measure's own files go, too.  Read next: distance.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import cli
+import processes
+import sampling
+from config import Config, UserError
+from dataset.pixels import to_uint8
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import SAMPLERS
+from diffusion.steps import begin, counted, last
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint ready to be measured, and how."""
+
+    path: Path
+    model: torch.nn.Module
+    config: Config
+    state: dict
+    diffusion: GaussianDiffusion
+    group: processes.Processes
+    seed: int
+    batch_size: int
+    guidance: float
+    precision: str  # of the network while it draws; all else is float32
+
+    def steps(self, asked):
+        """The number of noise levels: as asked for, or the run's own, also for ddpm: all T would take too long."""
+        return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
+
+    def options(self, sampler, steps, eta):
+        """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own.
+
+        Raises UserError if this eta is too large for so many steps: ask before the work, which would be lost.
+        """
+        options = sampling.defaults(sampler, self.config.sample.eta if eta is None else eta)
+        sampling.plan(self.diffusion.schedule, steps, options)
+        return options
+
+    def bar(self, total, unit):
+        """A progress bar on the first process."""
+        hidden = None if self.group.main else True
+        return tqdm(total=total, unit=unit, disable=hidden, dynamic_ncols=True, leave=False)
+
+    def draw(self, numbers, sampler, steps, eta):
+        """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
+        d, classes = self.config.data, self.config.model.num_classes
+        timesteps, options = sampling.plan(self.diffusion.schedule, steps, self.options(sampler, steps, eta))
+        x, noise = begin(self.seed, numbers, (d.channels, *d.size), self.group.device)
+        y = sampling.labels("each" if classes else None, numbers, classes, self.group.device)
+        denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
+        walk = SAMPLERS[sampler](denoise, self.diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
+        with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            x_0 = last(walk)
+        if not torch.isfinite(x_0).all():
+            raise UserError(f"{self.path}: the pictures of {sampler} at {steps} steps are not finite")
+        return to_uint8(x_0).cpu(), len(calls)
+
+    def each(self, n, work, bar=None):
+        """work(batch of numbers) -> tensor, for the numbers 0..n-1 in shares of each process; all of it in order."""
+        mine = list(range(self.group.rank, n, self.group.world))
+        done = []
+        for start in range(0, len(mine), self.batch_size):
+            numbers = mine[start : start + self.batch_size]
+            done.append(work(numbers))
+            if bar is not None:
+                bar.update(len(numbers) * self.group.world)
+        shares = self.group.gather((mine, torch.cat(done) if done else None))
+        order = torch.tensor([i for numbers, _ in shares for i in numbers]).argsort()
+        return torch.cat([values for _, values in shares if values is not None])[order]
+
+    def draw_features(self, n, extract, sampler, steps, eta, bar):
+        """Features (n, d) of the pictures 0..n-1, and the most network evaluations that one of them took."""
+        spent = []
+
+        def work(numbers):
+            drawn, evaluations = self.draw(numbers, sampler, steps, eta)
+            spent.append(evaluations)
+            return extract(drawn)
+
+        return self.each(n, work, bar), max(spent, default=0)
