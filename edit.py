@@ -96,7 +96,7 @@ def main(argv):
     noise = image_noise(args.seed, range(len(originals)))
     out = Path(args.out or Path("out") / args.command)
     outputs.prepare(out, {"command": args.command, "n": len(originals)}, names)
-    print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {device}")
+    print(f"{path}: preset {config.name}, step {state['step']:,}, {args.weights} weights, {device}")
     sample = replace(config.sample, steps=steps)
     middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, sample)
     settings = {

@@ -119,7 +119,7 @@ def main(argv):
         out = Path(args.out or Path("out") / args.command)
         group.main_only(lambda: cli.make_folder(out))
         if group.main:
-            print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights, {group.device}")
+            print(f"{path}: preset {config.name}, step {state['step']:,}, {args.weights} weights, {group.device}")
         with torch.no_grad():
             protocol, figures = COMMANDS[args.command](subject, args, out)
         if group.main:

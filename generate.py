@@ -117,7 +117,7 @@ def generate(args, path, group):
     out = Path(args.out or Path("out") / args.sampler)
     group.main_only(lambda: outputs.prepare(out, {"sampler": args.sampler, "n": args.n}, names))
     if group.main:
-        print(f"{path}: {config.name}, step {state['step']:,}, {args.weights} weights")
+        print(f"{path}: preset {config.name}, step {state['step']:,}, {args.weights} weights")
         compiled = ", compiled" if args.compile else ""
         what = "stages shown" if args.sampler == "ode" else "steps"  # it chooses its own
         print(f"{args.sampler}, {steps} {what}, {group.device}, {args.precision}{compiled}")

@@ -51,7 +51,7 @@ class Lab:
         model, config, state = checkpoint.load_model(path, device, weights)
         names = state.get("classes") or [str(i) for i in range(config.model.num_classes)]
         diffusion = variants.from_config(config.diffusion).to(device)
-        origin = f"{path}: {config.name}, step {state['step']:,}, {weights} weights"
+        origin = f"{path}: preset {config.name}, step {state['step']:,}, {weights} weights"
         return cls(model, config, diffusion, tuple(names), torch.device(device), seed, origin)
 
     @property

@@ -191,7 +191,7 @@ def test_the_command_serves_the_checkpoint_the_weights_and_the_seed_asked_for(pr
     code, out, _ = program("explore", "app", *argv)
     ((url, path, end),) = served
     assert code == 0 and f"open {url} in a browser" in out and path == lively
-    assert out.startswith(f"{lively}: smoke, step 8, raw weights\n")
+    assert out.startswith(f"{lively}: preset smoke, step 8, raw weights\n")
     raw, averaged = (Library(lively, weights, n=2, steps=4, seed=7) for weights in ("raw", "ema"))
     assert same(picture(end), raw.stages(raw.x)[-1][1])
     assert not same(picture(end), averaged.stages(averaged.x)[-1][1])

@@ -109,7 +109,7 @@ def test_every_lesson_draws_a_picture_and_says_in_two_sentences_what_to_see(prog
     assert min(image.shape[:2]) >= 60 and len(np.unique(image.reshape(-1, 3), axis=0)) > 20
     said = explore.what_to_look_for(explore.LESSONS[name])
     origin, said_then = out.split("\n", 1)
-    assert origin == f"{run_folder / 'best.pth'}: smoke, step 8, ema weights" and said in said_then
+    assert origin == f"{run_folder / 'best.pth'}: preset smoke, step 8, ema weights" and said in said_then
     assert out.strip().endswith(str(path.relative_to(tmp_path)))
     assert len(re.findall(r"[.](?=\s|$)", said)) == 2, said
 
