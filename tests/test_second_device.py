@@ -32,7 +32,7 @@ MEASURE = [
     "evaluate kid -n 8 --features random --steps 2 --out NAME-kid",
     "evaluate bpd -n 2 --levels 3 --out NAME-bpd",
     "evaluate loglik -n 2 --tol 5 --out NAME-loglik",
-    "evaluate nearest -n 4 --steps 2 --out NAME-nearest",
+    "evaluate nearest -n 8 --steps 2 --out NAME-nearest",
 ]
 
 
