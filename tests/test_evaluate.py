@@ -765,7 +765,9 @@ def test_nearest_draws_a_figure_and_says_a_verdict(program, run_folder):
 
 def test_speed_and_sweep_have_a_row_for_every_sampler_and_number_of_steps(program, run_folder):
     for name in ("speed", "sweep"):
-        measure(program, run_folder, name, "-n", 4, "--samplers", "ddpm,ddim", "--steps", "1,3")
+        asked = ("-n", 4, "--samplers", "ddpm,ddim", "--steps", "1,3", "--eta", 0.3, "--guidance", 1.7)
+        protocol = measure(program, run_folder, name, *asked)[2]["protocol"]
+        assert (protocol["eta"], protocol["guidance"]) == (0.3, 1.7)
         rows = [line.split(",") for line in Path(f"o/{name}.csv").read_text().split()[1:]]
         assert [(r[0], r[1], r[2]) for r in rows] == [
             ("ddpm", "1", "1"), ("ddpm", "3", "3"), ("ddim", "1", "1"), ("ddim", "3", "3"),
