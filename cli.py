@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}{hint}; {self.prog} --help lists everything")
 
     def parse_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else [str(a) for a in args]
+        args = sys.argv[1:] if args is None else args
         commands = self.commands()
         if commands and args and args[0].startswith("-") and args[0] not in self._option_string_actions:
             self.error(f"{args[0]}: the command comes first, one of {', '.join(commands)}")
