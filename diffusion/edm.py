@@ -91,23 +91,14 @@ class EDM(GaussianDiffusion):
         # ε̂ = (x̄ - D) / σ, divided by hand: 1 - c_skip = σ² c_in²,  c_out = σ σ_data c_in
         return c_skip * x_bar + c_out * prediction, c_in * (sigma * c_in * x_bar - self.sigma_data * prediction)
 
-    def loss(self, model, x_0, y=None, *, t=None, eps=None):
-        """λ(σ) ‖x_0 - D‖² of each image with λ = 1/c_out², the mean square error of F: (B,).  Arguments as ever."""
-        return super().loss(self.scaled(model), x_0, y, t=t, eps=eps)
-
     def weighted_error(self, prediction, x_0, eps, t):
-        """As in the base class.  F is of unit variance at every level, so all levels weigh the same."""
+        """λ(σ) ‖x_0 - D‖² of each image with λ = 1/c_out², the mean square error of F: (B,).
+
+        F is of unit variance at every level, so all levels weigh the same.
+        """
         return (self.target(x_0, eps, t) - prediction).square().flatten(1).mean(dim=1)
 
-    def denoiser(self, model, y=None, *, guidance=1.0, clip=True):
-        return super().denoiser(self.scaled(model), y, guidance=guidance, clip=clip)
-
-    def scaled(self, model):
-        """`model` as a function of x_t: it is shown c_in x̄, of unit variance at every level."""
-
-        def network(x_t, t, y=None):
-            _, _, c_in, sigma = self.coefficients(t, x_t)
-            return model(c_in * (1 + sigma**2).sqrt() * x_t, t, y)
-
-        network.null_class = getattr(model, "null_class", None)
-        return network
+    def ask(self, model, x_t, t, y):
+        """The network is shown c_in x̄, of unit variance at every level, in place of x_t."""
+        _, _, c_in, sigma = self.coefficients(t, x_t)
+        return super().ask(model, c_in * (1 + sigma**2).sqrt() * x_t, t, y)

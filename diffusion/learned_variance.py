@@ -68,7 +68,7 @@ class LearnedVariance(GaussianDiffusion):
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
         x_t = self.q_sample(x_0, t, eps)
-        prediction, output = model(x_t, t, y).chunk(2, dim=1)
+        prediction, output = self.ask(model, x_t, t, y).chunk(2, dim=1)
         simple = self.weighted_error(prediction, x_0, eps, t)
         x0_hat, eps_hat = self.to_x0_eps(prediction.detach(), x_t, t)  # the bound teaches the variance alone
         guess = Guess(x0_hat, eps_hat, share(output), self.on_device)
@@ -76,34 +76,24 @@ class LearnedVariance(GaussianDiffusion):
         return simple + LAMBDA * self.T * self.vlb_term(guess, x_0, x_t, t).to(simple.dtype)
 
     def vlb_term(self, guess, x_0, x_t, t):
-        """The term of the bound that belongs to t, (B,), in bits per dimension: L_0 for t = 1, else L_{t-1}."""
+        """The term of the bound that belongs to t, (B,), in bits per dimension: L_0 for t = 1, else L_{t-1}.
+
+        The bound asks a denoiser; the network has answered already, so these denoisers only repeat it.
+        """
         guess, x_0, x_t = guess.to(torch.float64), x_0.double(), x_t.double()  # the decoder's tails need it
-        denoise = lambda *_: guess  # noqa: E731 - the bound asks; the network has answered already
-        # Both for every image: to pick those of t = 1 first, the host would have to wait for the device.
-        decoder = bound.decoder_term(self.on_device, denoise, x_0, x_t, "learned")
-        step = bound.step_term(self.on_device, denoise, x_0, x_t, t.clamp(min=2), "learned")
+        # Both for every image: to pick those of t = 1 first, the host would have to wait for the device.  The others
+        # are given x_0 for their guess there: far from it the gradient overflows, and 0 times that is NaN.
+        near = Guess(torch.where(column(t, x_0) == 1, guess[0], x_0), guess[1], guess.mix, self.on_device)
+        decoder = bound.decoder_term(self.on_device, lambda *_: near, x_0, x_t, "learned")
+        step = bound.step_term(self.on_device, lambda *_: guess, x_0, x_t, t.clamp(min=2), "learned")
         return bound.in_bits(torch.where(t == 1, decoder, step), x_0)
 
-    def denoiser(self, model, y=None, *, guidance=1.0, clip=True):
-        """As in the base class; what the denoise returns is a Guess.
+    def guide(self, conditional, unconditional, guidance):
+        """Guidance moves the prediction; the variance stays the one with the label."""
+        (c, mix), (u, _) = conditional.chunk(2, dim=1), unconditional.chunk(2, dim=1)
+        return torch.cat([super().guide(c, u, guidance), mix], dim=1)
 
-        The base class knows networks with one answer.  It is given `first_half`, which cuts the answer in two, hands
-        on the prediction and leaves the other half in `outputs`, where `denoise` picks it up.
-        """
-        outputs = []
-
-        def first_half(x_t, t, y=None):
-            prediction, output = model(x_t, t, y).chunk(2, dim=1)
-            outputs.append(output)
-            return prediction
-
-        first_half.null_class = getattr(model, "null_class", None)
-        inner = super().denoiser(first_half, y, guidance=guidance, clip=clip)
-
-        def denoise(x_t, t):
-            outputs.clear()
-            x0, eps = inner(x_t, t)
-            # guidance moves the mean; the variance is that with the label, which the base class asks for first
-            return Guess(x0, eps, share(outputs[0][: len(x_t)].to(x_t.dtype)), self.schedule)
-
-        return denoise
+    def guess(self, output, x_t, t, clip):
+        """As in the base class, and a Guess."""
+        prediction, output = output.chunk(2, dim=1)
+        return Guess(*super().guess(prediction, x_t, t, clip), share(output), self.schedule)

@@ -147,7 +147,7 @@ class GaussianDiffusion:
         # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
-        return self.weighted_error(model(self.q_sample(x_0, t, eps), t, y), x_0, eps, t)
+        return self.weighted_error(self.ask(model, self.q_sample(x_0, t, eps), t, y), x_0, eps, t)
 
     def weighted_error(self, prediction, x_0, eps, t):
         """The loss of each image (B,), given what the network said about q_sample(x_0, t, eps)."""
@@ -158,38 +158,48 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------ sampling
 
     def denoiser(self, model, y=None, *, guidance=1.0, clip=True) -> Denoise:
-        """What the samplers call: (x_t, t) -> (x0_hat, eps_hat), with guidance and clipping inside.
+        """What the samplers call, (x_t, t) -> (x0_hat, eps_hat): ask the network, guide, convert, clip.
 
         y: (B,) labels, or None for the null class.  guidance: 1 = the conditional prediction, 0 = the unconditional.
-        By Bayes' rule ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take it out of x_t, as noise is, leads to where the
-        label is more probable.  More than 1 goes further that way than the data does: clearer motifs, less variety.
         clip: keep x0_hat in [-1, 1], where the data is.
         """
 
-        def ask(x_t, t, y):
-            return model(x_t, t, y).to(x_t.dtype)  # autocast gives halves, too coarse for what follows
-
-        def predict(x_t, t):
-            t = torch.full((len(x_t),), t, device=x_t.device, dtype=torch.long)
-            if y is None or guidance == 0:
-                return ask(x_t, t, None)
-            if guidance == 1:
-                return ask(x_t, t, y)
-            null = getattr(model, "null_class", None)
-            if null is None:
-                conditional, unconditional = ask(x_t, t, y), ask(x_t, t, None)
-            else:  # both halves in one evaluation
-                both = torch.cat([y, torch.full_like(y, null)])
-                conditional, unconditional = ask(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            # ε̃ = ε_u + s (ε_c - ε_u), s = w + 1; x̂_0 and v̂ are affine in ε̂, so it holds for them too     CFG Eq. (6)
-            return unconditional + guidance * (conditional - unconditional)
-
         def denoise(x_t, t):
-            x0, eps = self.to_x0_eps(predict(x_t, t), x_t, t)
-            if clip:
-                x0 = x0.clamp(-1, 1)
-                # ε must follow, or x_t = √ᾱ_t x̂_0 + √(1-ᾱ_t) ε̂ no longer holds and the sampler drifts
-                eps = (x_t - at(self.signal, t, x_t) * x0) / at(self.noise, t, x_t)
-            return x0, eps
+            levels = torch.full((len(x_t),), t, device=x_t.device, dtype=torch.long)
+            return self.guess(self.guided(model, x_t, levels, y, guidance), x_t, t, clip)
 
         return denoise
+
+    def ask(self, model, x_t, t, y):
+        """The network's output for x_t, in x_t's dtype: autocast gives halves, too coarse for what follows."""
+        return model(x_t, t, y).to(x_t.dtype)
+
+    def guided(self, model, x_t, t, y, guidance):
+        """The network's output with guidance: two answers, with the label and without, where one will not do."""
+        if y is None or guidance == 0:
+            return self.ask(model, x_t, t, None)
+        if guidance == 1:
+            return self.ask(model, x_t, t, y)
+        null = getattr(model, "null_class", None)
+        if null is None:  # a plain function: asked twice
+            return self.guide(self.ask(model, x_t, t, y), self.ask(model, x_t, t, None), guidance)
+        both = torch.cat([y, torch.full_like(y, null)])  # a network: both answers in one evaluation
+        return self.guide(*self.ask(model, torch.cat([x_t, x_t]), t.repeat(2), both).chunk(2), guidance)
+
+    def guide(self, conditional, unconditional, guidance):
+        """Go on from the unconditional output through the conditional one.
+
+        By Bayes' rule ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take it out of x_t, as noise is, leads to where the
+        label is more probable.  More than 1 goes further that way than the data does: clearer motifs, less variety.
+        """
+        # ε̃ = ε_u + s (ε_c - ε_u), s = w + 1; x̂_0 and v̂ are affine in ε̂, so it holds for them too     CFG Eq. (6)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def guess(self, output, x_t, t, clip):
+        """The network's output as what a sampler sees: (x0_hat, eps_hat)."""
+        x0, eps = self.to_x0_eps(output, x_t, t)
+        if clip:
+            x0 = x0.clamp(-1, 1)
+            # ε must follow, or x_t = √ᾱ_t x̂_0 + √(1-ᾱ_t) ε̂ no longer holds and the sampler drifts
+            eps = (x_t - at(self.signal, t, x_t) * x0) / at(self.noise, t, x_t)
+        return x0, eps

@@ -98,7 +98,7 @@ def test_with_unit_data_the_network_is_asked_for_minus_v_and_shown_x_t():
     assert_close(d.target(x_0, eps, t), -v.target(x_0, eps, t))
     x_t, said = d.q_sample(x_0, t, eps), normal(6, 3, 4, 4, seed=2)
     assert_close(d.to_x0_eps(said, x_t, t), v.to_x0_eps(-said, x_t, t), rtol=1e-9, atol=1e-9)
-    assert_close(d.scaled(lambda x, t, y: x)(x_t, t), x_t)
+    assert_close(d.ask(lambda x, t, y: x, x_t, t, None), x_t)
 
 
 def test_the_target_is_the_paper_s_and_converts_back_to_x0_and_eps():
@@ -117,7 +117,7 @@ def test_the_target_is_the_paper_s_and_converts_back_to_x0_and_eps():
 def test_input_and_target_have_unit_variance_at_every_level():
     d = EDM(T)
     x_0, eps = SIGMA_DATA * normal(6, 1, 100, 100), normal(6, 1, 100, 100, seed=1)
-    seen = d.scaled(lambda x, t, y: x)(d.q_sample(x_0, U, eps), U)
+    seen = d.ask(lambda x, t, y: x, d.q_sample(x_0, U, eps), U, None)
     for z in (seen, d.target(x_0, eps, U)):
         assert_close(z.flatten(1).var(dim=1), torch.ones(6, dtype=torch.float64), rtol=0, atol=0.05)
 

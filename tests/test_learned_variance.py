@@ -162,13 +162,17 @@ def test_the_best_variance_for_gaussian_data_is_that_of_the_true_reverse_step(t)
     assert slope(best.item() - 0.02) < 0 < slope(best.item() + 0.02)
 
 
-@pytest.mark.parametrize("schedule", [linear(), cosine(), zero_terminal(cosine())], ids=["linear", "cosine", "zero"])
-def test_the_loss_and_its_gradients_are_finite_at_every_level_in_float32(schedule):
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [(linear(), "v"), (cosine(), "v"), (zero_terminal(cosine()), "v"), (linear(4000), "eps")],
+    ids=["linear", "cosine", "zero", "next to no signal and eps"],
+)
+def test_the_loss_and_its_gradients_are_finite_at_every_level_in_float32(schedule, prediction):
     x_0 = pixels(schedule.T, 1, 2, 2).float()
     for size in (0.0, 1.0, 10.0):  # an untrained network, one that works, and one that has gone wild
         output = (size * normal(schedule.T, 2, 2, 2, seed=5)).float().requires_grad_()
         t = torch.arange(1, schedule.T + 1)
-        loss = LearnedVariance(schedule, "v").loss(lambda *_, output=output: output, x_0, t=t)
+        loss = LearnedVariance(schedule, prediction).loss(lambda *_, output=output: output, x_0, t=t)
         assert loss.dtype == torch.float32 and torch.isfinite(loss).all()
         assert torch.isfinite(torch.autograd.grad(loss.sum(), output)[0]).all()
 
