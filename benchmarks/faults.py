@@ -26,8 +26,8 @@ MATHS = "tests/test_process.py tests/test_samplers.py tests/test_schedule.py"
 # ruff: noqa: E501 - a table
 # (what is wrong, file, right, wrong, tests that should see it)
 FAULTS = [
-    ("timestep label off by one in the loss", "diffusion/process.py", "model(self.q_sample(x_0, t, eps), t, y)",
-     "model(self.q_sample(x_0, t, eps), t - 1, y)", MATHS),
+    ("timestep label off by one in the loss", "diffusion/process.py", "self.ask(model, self.q_sample(x_0, t, eps), t, y)",
+     "self.ask(model, self.q_sample(x_0, t, eps), t - 1, y)", MATHS),
     ("t drawn from 0..T-1", "diffusion/process.py", "torch.randint(1, self.T + 1,", "torch.randint(0, self.T,", MATHS),
     ("missing square root in q(x_t | x_0)", "diffusion/schedule.py", "(1 - self.alpha_bar).sqrt()", "1 - self.alpha_bar", MATHS),
     ("posterior coefficients swapped", "diffusion/process.py",
@@ -65,6 +65,7 @@ FAULTS = [
     ("a poisoned gradient applied", "trainer.py", "self.optimizer.found_inf = bad.float()", "pass", "tests/test_trainer.py"),
     ("random numbers not tied to the step", "trainer.py", "seed_everything(c.seed, k)\n", "pass\n", "tests/test_trainer.py"),
     ("checkpoints unpickled as code", "models/checkpoint.py", '"cpu", weights_only=True', '"cpu", weights_only=False', "tests/test_checkpoint.py"),
+    ("levels spent where hardly any picture is left", "diffusion/steps.py", ".clamp(min=SIGMA_MAX**-2)", "", "tests/test_solvers.py"),
     ("dpmpp's step ratio upside down", "diffusion/dpmpp.py", "r = h_before / h", "r = h / h_before", "tests/test_solvers.py"),
     ("heun's slopes added, not averaged", "diffusion/heun.py", "(sigma[s] - sigma[t]) / 2", "(sigma[s] - sigma[t])", "tests/test_solvers.py"),
     ("score pointing at the noise", "diffusion/sde.py", "return -eps / schedule.noise", "return eps / schedule.noise", "tests/test_solvers.py"),
@@ -75,6 +76,8 @@ FAULTS = [
     ("EDM's noise drawn without its deviation", "diffusion/edm.py", "MEAN + STD * torch.randn", "MEAN + torch.randn", "tests/test_edm.py"),
     ("learned variance mixed without logarithms", "diffusion/learned_variance.py", "return (self.mix * column(beta.log(), self.mix) + (1 - self.mix) * column(small.log(), self.mix)).exp()",
      "return self.mix * column(beta, self.mix) + (1 - self.mix) * column(small, self.mix)", "tests/test_learned_variance.py"),
+    ("guidance applied to the learned variance", "diffusion/learned_variance.py", "super().guide(c, u, guidance), mix]",
+     "super().guide(c, u, guidance), mix + guidance * (mix - _)]", "tests/test_learned_variance.py"),
     ("the bound teaching the mean too", "diffusion/learned_variance.py", "prediction.detach()", "prediction", "tests/test_learned_variance.py"),
     ("biased covariance in the Frechet distance", "evaluation/frechet.py", "(len(x) - 1)", "len(x)", "tests/test_evaluate.py"),
     ("a point's similarity to itself in the kernel distance", "evaluation/kernel.py", "(xx.sum() - xx.trace())", "xx.sum()", "tests/test_evaluate.py"),

@@ -14,7 +14,7 @@ from diffusion.steps import Step, adjacent
 
 @torch.no_grad()
 def dpmpp(denoise, schedule, x_T, *, timesteps=None, noise_like=torch.randn_like):
-    """DPM-Solver++ 2M, second order with one network evaluation a step; best over `spaced_logsnr` levels.
+    """DPM-Solver++ 2M, second order with one network evaluation a step; made for `spaced_logsnr` levels.
 
     denoise, x_T, timesteps as in `ddpm`; noise_like is not used: x_T decides the picture.  Yields a Step a level.
     """

@@ -15,8 +15,9 @@ import torch
 
 from diffusion.process import GaussianDiffusion, column
 from diffusion.schedule import Schedule
+from diffusion.steps import SIGMA_MAX
 
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # σ of the levels 1 and T, and how much denser they lie near 1
+SIGMA_MIN, RHO = 0.002, 7.0  # σ of level 1, as T's is SIGMA_MAX, and how much denser the levels lie near 1
 SIGMA_DATA = 0.5  # standard deviation of the pixels of pictures
 MEAN, STD = -1.2, 1.2  # of ln σ in training
 

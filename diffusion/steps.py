@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SIGMA_MAX = 80.0  # where EDM's levels begin, in units of σ = √((1-ᾱ)/ᾱ)
+
 
 class Step(NamedTuple):
     """One stage of the walk: t is the level of x (0 means clean); x0 is the network's guess that led here."""
@@ -30,9 +32,18 @@ def spaced(T, n):
     return [T * i // n for i in range(n, 0, -1)]  # T·i/n grow by at least 1: all distinct
 
 
+def visible(schedule):
+    """SNR of every level, (T+1,), but no lower than that of SIGMA_MAX: what is hidden deeper is not worth a step.
+
+    Up there x̂_0 hardly moves, yet the cosine schedule has a third of its log-SNR in its last few levels, and at zero
+    terminal SNR there is no end to it.  Levels spread by this table cross all of that in their first step.
+    """
+    return schedule.snr.clamp(min=SIGMA_MAX**-2)
+
+
 def spaced_logsnr(schedule, n, top=None):
     """n distinct falling levels from `top` (default T) to 1, as even in log-SNR, DPM-Solver++'s time, as can be."""
-    return _even(schedule.snr.log(), n, top)
+    return _even(visible(schedule).log(), n, top)
 
 
 def spaced_rho(schedule, n, rho=7.0, top=None):
@@ -44,22 +55,20 @@ def spaced_rho(schedule, n, rho=7.0, top=None):
     if not rho >= 1:
         raise ValueError(f"rho must be at least 1, not {rho:g}")
     # σ_i = (σ_max^{1/ρ} + i/(n-1) (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ,  i = 0..n-1                      EDM Eq. (5)
-    return _even(schedule.snr ** (-0.5 / rho), n, top)
+    return _even(visible(schedule) ** (-0.5 / rho), n, top)
 
 
 def _even(measure, n, top):
     """n distinct falling levels from `top` to 1 at which the monotone table `measure` (T+1,) is as even as it can be.
 
-    The share of the way that each step takes is worked out anew from where the last one landed.  So one forward step
-    that is larger than a share, like the last of the cosine schedule, is a step of its own and costs no others.
+    Each step aims at its share of the way that is left to level 1, and lands on the whole level nearest to that.
     """
     T = len(measure) - 1 if top is None else top
     levels, measure = spaced(T, n)[:1], measure[: T + 1]
-    if measure[T].isinf():
-        measure = torch.cat([measure[:T], measure[T - 1 : T]])  # no signal at all at T: spread over the others
-    for left in range(n - 1, 0, -1):
+    for left in range(n - 1, 0, -1):  # levels still to come, this one among them
         t = levels[-1]
-        nearest = (measure - torch.lerp(measure[t], measure[1], 1 / left))[1:].abs().argmin().item() + 1
+        aim = torch.lerp(measure[t], measure[1], 1 / left)
+        nearest = (measure - aim)[1:].abs().argmin().item() + 1
         levels.append(min(max(nearest, left), t - 1))  # fall strictly, and leave room for those to come
     return levels
 

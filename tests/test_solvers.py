@@ -19,7 +19,7 @@ from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp, heun, ode, pc
 from diffusion.schedule import Schedule, cosine, linear
 from diffusion.sde import integrate, log_likelihood, score, velocity
-from diffusion.steps import spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import _even, spaced, spaced_logsnr, spaced_rho
 
 SCHEDULES = {"linear": linear(), "cosine": cosine(), "fine": FINE}
 
@@ -57,11 +57,11 @@ def test_any_n_gives_n_distinct_falling_levels_from_T_to_1(schedule, levels):
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 def test_rho_spacing_is_the_formula_of_edm(rho):
-    sigma = FINE.snr**-0.5
+    sigma = (FINE.snr**-0.5).clamp(max=80)
     a, b = sigma[-1] ** (1 / rho), sigma[1] ** (1 / rho)
     ramp = torch.lerp(a, b, torch.linspace(0, 1, 12, dtype=torch.float64)) ** rho
     found = spaced_rho(FINE, 12, rho)
-    for t, wanted in zip(found, ramp):
+    for t, wanted in zip(found[1:], ramp[1:]):  # the first is T
         nearest = (sigma[1:] ** (1 / rho) - wanted ** (1 / rho)).abs().argmin().item() + 1
         assert abs(t - nearest) <= 2  # rounding of one level moves the shares of the next a little
     with pytest.raises(ValueError, match="rho must be at least 1"):
@@ -74,7 +74,7 @@ def test_a_last_level_without_signal_leaves_the_others_even():
 
 
 def test_logsnr_spacing_is_even():
-    steps = np.diff(FINE.snr.log()[spaced_logsnr(FINE, 10)])
+    steps = np.diff(FINE.snr.clamp(min=80**-2).log()[spaced_logsnr(FINE, 10)])
     assert steps.min() > 0 and steps.max() / steps.min() < 1.1
 
 
@@ -82,6 +82,24 @@ def test_the_capped_end_of_the_cosine_costs_one_step():
     """Its last forward step spans a quarter of all log-SNR; levels bunched up at T would be spent on nothing."""
     steps = np.diff(cosine().snr.log()[spaced_logsnr(cosine(), 25)])
     assert steps[0] > 0.2 * steps.sum() and steps[1:].max() / steps[1:].min() < 2.5
+
+
+@pytest.mark.parametrize(
+    ("levels", "unlimited"),
+    [(spaced_logsnr, lambda s: s.snr.log()), (spaced_rho, lambda s: s.snr ** (-0.5 / 7))],
+    ids=["logsnr", "rho"],
+)
+@pytest.mark.parametrize("make", [cosine, lambda: linear(4000)], ids=["cosine", "linear, T = 4000"])
+def test_no_levels_are_spent_where_next_to_nothing_is_left_of_the_picture(make, levels, unlimited):
+    """sigma beyond 80: a third of all log-SNR on either schedule, and not worth a tenth of the steps."""
+    schedule = make()
+    log_snr = schedule.snr.log()
+    assert (-2 * math.log(80) - log_snr[-1]) / (log_snr[1] - log_snr[-1]) > 1 / 3
+    assert all(log_snr[t] > -2 * math.log(80) for t in levels(schedule, 10)[1:])
+    for sampler in (dpmpp, heun):
+        all_the_way = _even(unlimited(schedule), 12, None)
+        (error, _), (before, _) = (measure(sampler, some, schedule) for some in (levels(schedule, 12), all_the_way))
+        assert error < 0.7 * before
 
 
 # ---------------------------------------------------------------- order of convergence
