@@ -25,6 +25,8 @@ def dpmpp(denoise, schedule, x_T, *, timesteps=None, noise_like=torch.randn_like
         x0, _ = denoise(x, t)
         h = half_log_snr[s] - half_log_snr[t]
         guess = x0
+        # On the exact path x_s = σ_s/σ_t x_t + σ_s ∫ e^λ x̂_0 dλ, λ_t to λ_s.  With a constant D for x̂_0 that is the
+        # last line; with D = x̂_0(t), DDIM.  Here D is the guess expected half-way, by the line through the last two.
         # The first step has no past.  The last one, to λ = ∞, is infinitely long: no straight line reaches so far.
         if before is not None and s > 0:
             r = h_before / h

@@ -1,9 +1,9 @@
-"""What if a network were told σ itself, any real number, and always shown and asked for numbers of size one?
+"""What if a network were told σ itself, any real number, and always shown and asked for numbers of unit variance?
 
 Karras et al. 2022 ("EDM") noise a picture to x̄ = x_0 + σε, whose variance σ² + σ_data² spans many orders of magnitude.
 So the network F is shown c_in x̄, of variance 1, and D = c_skip x̄ + c_out F is taken for the picture: near σ = 0, D
 copies x̄ and F mends a little; where σ is large, c_skip is nearly 0 and F draws all of it.  ln σ is drawn from a normal
-distribution: most training goes where pictures take shape.  F turns out to be -v for pictures divided by σ_data.
+distribution: most training goes where pictures take shape.  For σ_data = 1 F is √(1-ᾱ) x_0 - √ᾱ ε, which is -v.
 
 Our coordinates are x_t = x̄/√(1+σ²), so ᾱ = 1/(1+σ²), and every sampler, bound and editor works as it is: DDIM is
 Euler in σ, and `heun` is EDM's deterministic sampler, over EDM's levels up to rounding.  Read first: process.py.
@@ -80,7 +80,8 @@ class EDM(GaussianDiffusion):
     def target(self, x_0, eps, t):
         """What F should be: of unit variance where x_0 has the variance σ_data²."""
         _, _, c_in, sigma = self.coefficients(t, x_0)
-        # (x_0 - c_skip x̄) / c_out, the x_0 in x̄ subtracted by hand: near σ = 0 little else would be left
+        # (x_0 - c_skip x̄) / c_out, with 1 - c_skip = σ² c_in² and c_out = σ σ_data c_in put in by hand: near σ = 0 the
+        # difference would be lost in rounding
         return c_in * (sigma / self.sigma_data * x_0 - self.sigma_data * eps)
 
     def to_x0_eps(self, prediction, x_t, t):

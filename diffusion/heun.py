@@ -1,6 +1,6 @@
 """What does a second look at the end of each step buy?
 
-In x̄ = x/√ᾱ and σ = √((1-ᾱ)/ᾱ), picture plus σ times noise, the noise-free way back is dx̄/dσ = ε̂.  DDIM follows its
+Divided by √ᾱ, x_t is x̄ = x̂_0 + σε̂, σ = √((1-ᾱ)/ᾱ), and the noise-free way back is dx̄/dσ = ε̂ (sde.py).  DDIM follows its
 slope from the start of a step (Euler).  Heun's method, as in Karras et al. 2022 ("EDM"), asks again at the end and
 takes the mean of both slopes: second order, at two evaluations a step.  Read next: sde.py, where the equation is from.
 

@@ -34,15 +34,18 @@ def at(table, t, x):
 
 
 def q_posterior(schedule, x_0, x_t, t, s):
-    """Mean and variance of q(x_s | x_t, x_0), s < t: where x came from, if we knew where it started.
+    """Mean and variance of q(x_s | x_t, x_0), s < t: what the less noisy x_s was, if the picture x_0 were known.
 
-    Bayes' rule on two Gaussians, so the mean averages what x_0 and x_t each say of x_s, √ᾱ_s x_0 and x_t/√α_t, by their
-    precisions.  α_t and β_t are formed from the pair (ᾱ_t, ᾱ_s): one formula for neighbouring levels and for any jump.
+    Bayes' rule on two Gaussians.  α_t and β_t are formed from the pair (ᾱ_t, ᾱ_s): one formula for neighbouring levels
+    and for any jump.
     x_0, x_t: (B, C, H, W); t, s: ints, or (B,).  Returns the mean, like x_t, and the variance, as a `column`.
     """
     ab_t, ab_s = entry(schedule.alpha_bar, t), entry(schedule.alpha_bar, s)  # ᾱ_t, ᾱ_s (ᾱ_0 = 1), still in float64
     alpha, beta = ab_t / ab_s, schedule.jump_beta(t, s)  # α_t and β_t when s = t - 1
     # q(x_{t-1} | x_t, x_0) = N(μ̃_t, β̃_t I)                                                       DDPM Eq. (6)
+    # x_0 says that x_{t-1} is √ᾱ_{t-1} x_0, with variance 1-ᾱ_{t-1}; x_t says that it is x_t/√α_t, with variance
+    # β_t/α_t.  Precisions add up, 1/(1-ᾱ_{t-1}) + α_t/β_t = 1/β̃_t, and the mean is the average by precision,
+    # β̃_t (√ᾱ_{t-1} x_0 / (1-ᾱ_{t-1}) + √α_t x_t / β_t).  With β̃_t = (1-ᾱ_{t-1}) β_t / (1-ᾱ_t) put in:
     # μ̃_t = √ᾱ_{t-1} β_t / (1-ᾱ_t) · x_0  +  √α_t (1-ᾱ_{t-1}) / (1-ᾱ_t) · x_t                     DDPM Eq. (7)
     of_x_0 = ab_s.sqrt() * beta / (1 - ab_t)
     of_x_t = alpha.sqrt() * (1 - ab_s) / (1 - ab_t)
@@ -144,6 +147,10 @@ class GaussianDiffusion:
         Draws t uniform in 1..T and eps ~ N(0, I) where they are not given.
         model: (x_t, t, y) -> prediction.  x_0: (B, C, H, W) in [-1, 1].  y: (B,) labels or None.
         """
+        # Least squares ends in a mean, ε̂ = E[ε | x_t], so x̂_0 = E[x_0 | x_t] is the average of all pictures that x_t
+        # may hide: one guess is a blur, hence the many steps of a sampler.  And squared error is the variational bound
+        # (bound.py) in disguise: L_{t-1} = ‖μ̃_t - μ_θ‖² / 2β̃_t = ½ (SNR_{t-1} - SNR_t) ‖x_0 - x̂_0‖², and
+        # ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖².  L_simple has weight 1 in place of what these make of it at each t.
         # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
@@ -189,7 +196,8 @@ class GaussianDiffusion:
     def guide(self, conditional, unconditional, guidance):
         """Go on from the unconditional output through the conditional one.
 
-        By Bayes' rule ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take it out of x_t, as noise is, leads to where the
+        ε̂ is -√(1-ᾱ_t) times the score ∇ log p(x_t), see sde.py, and ∇ log p(x | y) - ∇ log p(x) = ∇ log p(y | x) by
+        Bayes' rule, so ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take it out of x_t, as noise is, leads to where the
         label is more probable.  More than 1 goes further that way than the data does: clearer motifs, less variety.
         """
         # ε̃ = ε_u + s (ε_c - ε_u), s = w + 1; x̂_0 and v̂ are affine in ε̂, so it holds for them too     CFG Eq. (6)

@@ -33,7 +33,9 @@ def ddpm(denoise, schedule, x_T, *, timesteps=None, variance="small", noise_like
     for t, s in adjacent(schedule, timesteps):
         guess = denoise(x, t)
         x0, _ = guess
-        mean, _ = q_posterior(schedule, x0, x, t, s)  # μ̃_t with x̂_0 for x_0                         DDPM Eq. (11)
+        # μ̃_t with x̂_0 = (x_t - √(1-ᾱ_t) ε̂) / √ᾱ_t for x_0 is (x_t - β_t / √(1-ᾱ_t) ε̂) / √α_t: the same mean, but only
+        # x̂_0 can be clipped to where pictures are                                                    DDPM Eq. (11)
+        mean, _ = q_posterior(schedule, x0, x, t, s)
         sigma = reverse_variance(schedule, guess, t, s, variance).sqrt()
         # x_{t-1} = μ + σ_t z, and z = 0 in the last step: the picture itself carries no noise         DDPM Alg. 2
         x = mean + sigma * noise_like(x) if s > 0 else mean
@@ -51,10 +53,11 @@ def ddim(denoise, schedule, x_T, *, timesteps=None, eta=0.0, noise_like=torch.ra
     check_eta(schedule, pairs, eta)
     x = x_T
     for t, s in pairs:
-        x0, eps = denoise(x, t)  # x̂_0                          DDIM Eq. (9)
+        x0, eps = denoise(x, t)  # x̂_0 = (x_t - √(1-ᾱ_t) ε̂) / √ᾱ_t                                    DDIM Eq. (9)
         # σ = η √((1-ᾱ_s) / (1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_s), which is η √β̃: at eta = 1 the noise of `ddpm`        DDIM Eq. (16)
         sigma = eta * schedule.posterior_variance(t, s).sqrt()
-        # x_s = √ᾱ_s x̂_0  +  √(1-ᾱ_s-σ²) ε̂  +  σ z: picture, noise pointing back at x_t, fresh noise    DDIM Eq. (12)
+        # Level s holds noise of variance 1-ᾱ_s: σ² of it is drawn anew, the rest is the old noise, and they add up.
+        # x_s = √ᾱ_s x̂_0  +  √(1-ᾱ_s-σ²) ε̂  +  σ z                                                     DDIM Eq. (12)
         x = ab[s].sqrt() * x0 + (1 - ab[s] - sigma**2).clamp(min=0).sqrt() * eps
         if sigma > 0:
             x = x + sigma * noise_like(x)

@@ -51,7 +51,7 @@ class Schedule:
         return 1 - entry(self.alpha_bar, t) / entry(self.alpha_bar, s)
 
     def posterior_variance(self, t, s):
-        """β̃: how uncertain x_s still is where x_t and x_0 are known.  The smaller s, the less; 0 for s = 0."""
+        """β̃: how uncertain x_s still is where x_t and x_0 are known: 0 for s = 0, most on the way, little beside t."""
         # β̃_t = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t                                                       DDPM Eq. (7)
         return (1 - entry(self.alpha_bar, s)) / (1 - entry(self.alpha_bar, t)) * self.jump_beta(t, s)
 
@@ -64,6 +64,8 @@ def entry(table, t):
 def from_betas(betas):
     """Schedule from β_1..β_T, a float64 tensor (T,) with values in (0, 1]; β_T = 1 leaves nothing of the picture."""
     betas = torch.cat([torch.zeros(1, dtype=torch.float64), betas])
+    # One step is x_t = √α_t x_{t-1} + √β_t ε.  If x_{t-1} = √ᾱ_{t-1} x_0 + √(1-ᾱ_{t-1}) ε', its noise and the new one
+    # make one of variance α_t (1-ᾱ_{t-1}) + β_t = 1 - α_t ᾱ_{t-1}: the same formula for t, if ᾱ_t is α_t ᾱ_{t-1}.
     # ᾱ_t = Π_{s≤t} α_s,  α_s = 1 - β_s                                                         DDPM Eq. (4)
     return Schedule(betas, torch.cumprod(1 - betas, dim=0))
 

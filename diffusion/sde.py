@@ -43,7 +43,9 @@ def velocity(denoise, schedule):
             x0 = torch.lerp(x0, denoise(x, low + 1)[0], share)
         eps = (x - math.cos(phi) * x0) / math.sin(phi)
         # dx = [f(x, t) - ½ g(t)² ∇ log p_t(x)] dt,  f = -½ β x,  g² = β                              Score SDE Eq. (13)
-        # In φ all of it, β too, comes down to dx/dφ = v̂ = cos φ ε̂ - sin φ x̂_0          Salimans & Ho 2022, App. D
+        # √ᾱ = cos φ falls by ½ β √ᾱ dt, so β dt = 2 tan φ dφ; and ∇ log p_t = -ε̂ / sin φ.  With x = cos φ x̂_0 + sin φ ε̂
+        # dx = ½ β (ε̂ / sin φ - x) dt = tan φ (ε̂ / sin φ - sin φ ε̂ - cos φ x̂_0) dφ = (cos φ ε̂ - sin φ x̂_0) dφ:
+        # dx/dφ = v̂, the picture fades and the noise comes in as in a rotation            Salimans & Ho 2022, App. D
         return math.cos(phi) * eps - math.sin(phi) * x0
 
     return v

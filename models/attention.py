@@ -16,8 +16,9 @@ from models.blocks import group_norm, zero_init
 
 def phi(x):
     """Features of queries and keys: any real numbers -> positive ones of the same shape."""
-    # φ(x) = elu(x) + 1 = max(x, 0) + e^min(x, 0); by elu(-20) + 1 it would be 0   Katharopoulos et al. 2020 Eq. (7)
-    return x.relu() + x.clamp(max=0).exp()
+    # φ(x) = elu(x) + 1 = max(x, 0) + e^min(x, 0)                                   Katharopoulos et al. 2020 Eq. (7)
+    # Not by elu, whose -1 + 1 rounds to 0 below -17; nor does e^x come down to 0: a query of zeros would divide by 0.
+    return x.relu() + x.clamp(min=-30, max=0).exp()
 
 
 def linear_attention(q, k, v):
@@ -30,7 +31,7 @@ def linear_attention(q, k, v):
     with torch.autocast(q.device.type, enabled=False):  # sums over N pixels overflow fp16 and starve bf16
         q, k, v = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (q, k, v))
         q, k = phi(q), phi(k)
-        # out_i = φ(q_i) Σ_j φ(k_j) v_jᵀ / φ(q_i)·Σ_j φ(k_j)                       Katharopoulos et al. 2020 Eq. (5)
+        # out_i = (φ(q_i) Σ_j φ(k_j) v_jᵀ) / (φ(q_i)·Σ_j φ(k_j))                      Katharopoulos et al. 2020 Eq. (5)
         context = k.transpose(-2, -1) @ v  # (B, heads, d, d)  the sum over N comes first
         normaliser = q @ k.sum(dim=-2, keepdim=True).transpose(-2, -1)  # (B, heads, N, 1)
         return (q @ context / normaliser).to(dtype)
@@ -45,7 +46,7 @@ class Attention(nn.Module):
     def __init__(self, channels, heads=1, linear=False):
         super().__init__()
         self.heads = heads
-        self.attend = linear_attention if linear else F.scaled_dot_product_attention
+        self.attend = linear_attention if linear else F.scaled_dot_product_attention  # softmax(q kᵀ / √d) v
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = zero_init(nn.Conv2d(channels, channels, 1))

@@ -28,8 +28,8 @@ def group_norm(channels):
 class ResBlock(nn.Module):
     """(B, C_in, H, W) and the time embedding (B, D) -> (B, C_out, H, W).
 
-    scale_shift: the embedding scales and shifts each channel after its norm, instead of shifting it before, where the
-    norm takes away what all channels of a group have in common.
+    scale_shift: the embedding scales and shifts each channel after the second norm (iDDPM), instead of shifting it
+    before (DDPM), where the norm takes away again what the channels of a group share.
     """
 
     def __init__(self, in_channels, out_channels, emb_dim, dropout=0.0, scale_shift=False):
@@ -67,7 +67,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(B, C, H, W) -> (B, C, 2H, 2W): copy each pixel, then convolve: a transposed convolution leaves checkers."""
+    """(B, C, H, W) -> (B, C, 2H, 2W): copy each pixel, then convolve: a transposed one leaves a checkerboard."""
 
     def __init__(self, channels):
         super().__init__()

@@ -9,10 +9,10 @@ import copy
 
 import torch
 
-# what caps the decay after n updates, and with it how old the weights in the average are in the mean:
+# The cap on the decay after n updates, and how old it lets the weights in the average be, in the mean and in updates.
 WARMUPS = {
-    "ratio": lambda n: (1 + n) / (10 + n),  # a tenth of the training so far
-    "power": lambda n: 1 - (1 + n) ** -0.75,  # about n^(3/4) updates: of a long training a smaller share
+    "ratio": lambda n: (1 + n) / (10 + n),  # n/10: a tenth of the training so far, however long
+    "power": lambda n: 1 - (1 + n) ** -0.75,  # about n^(3/4): of a long training a smaller share
     "none": lambda n: 1.0,
 }
 

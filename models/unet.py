@@ -1,6 +1,6 @@
-"""Given a noisy picture and its noise level, what was added?  The U-Net that answers.
+"""Given a noisy picture and its noise level, what is noise and what is picture?  The U-Net that answers.
 
-The encoder halves the resolution level by level and remembers every feature map; the decoder climbs back and is
+The encoder halves the resolution stage by stage and remembers every feature map; the decoder climbs back and is
 handed those maps one by one, last first.  So the deep layers decide what the picture is about and the skips keep
 where everything was.  The layout is that of DDPM (Ho et al. 2020, App. B); `UNet()` has the layers and parameters of
 their CIFAR-10 network.  Read next: ../trainer.py, the loop that teaches it.
@@ -43,15 +43,15 @@ class UNet(nn.Module):
     """Image-to-image network conditioned on a timestep and, if config.num_classes > 0, on a class label.
 
     config: the sizes (config.Model).  image_channels: C.  size: (H, W) that it is built for; it decides only at which
-    levels attention sits.  Any other H, W that are multiples of config.size_multiple(...) run as well.
+    stages attention sits.  Any other H, W that are multiples of config.size_multiple(...) run as well.
     out_channels: of the output; None is C.
     """
 
     def __init__(self, config=Model(), image_channels=3, size=(32, 32), out_channels=None):  # noqa: B008 - it is frozen
         super().__init__()
         self.config = config
-        channels = [config.channels * m for m in config.channel_mults]  # one entry a level
-        resolutions = [min(size) // config.patch >> level for level in range(len(channels))]
+        channels = [config.channels * m for m in config.channel_mults]  # one entry a stage
+        resolutions = [(min(size) // config.patch) >> stage for stage in range(len(channels))]
         decoder_blocks = config.decoder_blocks or (config.num_res_blocks + 1,) * len(channels)
         emb_dim = 4 * config.channels
 
@@ -60,17 +60,17 @@ class UNet(nn.Module):
         self.label_embedding = nn.Embedding(config.num_classes + 1, emb_dim) if config.num_classes else None
         self.stem = nn.Conv2d(image_channels * config.patch**2, channels[0], 3, padding=1)
 
-        # Encoder.  skips[level] lists the channels of the maps that this level hands to the decoder.
+        # Encoder.  skips[stage] lists the channels of the maps that this stage hands to the decoder.
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         skips, width = [], channels[0]
-        for level, out in enumerate(channels):
+        for stage, out in enumerate(channels):
             blocks, handed = nn.ModuleList(), [width]
             for _ in range(config.num_res_blocks):
-                blocks.append(Block(width, out, emb_dim, config, resolutions[level]))
+                blocks.append(Block(width, out, emb_dim, config, resolutions[stage]))
                 width = out
                 handed.append(width)
             self.encoder.append(blocks)
-            self.down.append(Downsample(width) if level < len(channels) - 1 else nn.Identity())
+            self.down.append(Downsample(width) if stage < len(channels) - 1 else nn.Identity())
             skips.append(handed)
 
         # Middle: ResBlocks, the first with attention after it.
@@ -80,15 +80,16 @@ class UNet(nn.Module):
 
         self.middle = nn.ModuleList(middle(i) for i in range(config.mid_blocks))
 
-        # Decoder, deepest level first: each block takes one skip beside its input.
+        # Decoder, deepest stage first: each block takes one skip beside its input, the last one first; where there are
+        # fewer blocks than skips, the first skips are not used.
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
-        for level in reversed(range(len(channels))):
+        for stage in reversed(range(len(channels))):
             blocks = nn.ModuleList()
-            for i in range(decoder_blocks[level]):
-                blocks.append(Block(width + skips[level][-1 - i], channels[level], emb_dim, config, resolutions[level]))
-                width = channels[level]
+            for i in range(decoder_blocks[stage]):
+                blocks.append(Block(width + skips[stage][-1 - i], channels[stage], emb_dim, config, resolutions[stage]))
+                width = channels[stage]
             self.decoder.append(blocks)
-            self.up.append(Upsample(width) if level else nn.Identity())
+            self.up.append(Upsample(width) if stage else nn.Identity())
 
         self.norm = group_norm(width)
         self.head = zero_init(nn.Conv2d(width, (out_channels or image_channels) * config.patch**2, 3, padding=1))
@@ -101,7 +102,7 @@ class UNet(nn.Module):
             emb = emb + self.label_embedding(y)
 
         h = self.stem(F.pixel_unshuffle(x, self.config.patch))
-        skips = []  # one list a level
+        skips = []  # one list a stage
         for blocks, down in zip(self.encoder, self.down):
             maps = [h]
             for block in blocks:
