@@ -105,6 +105,13 @@ def one_of(choices):
     return parse
 
 
+def place(text):
+    """An argparse type: the name of a file or a folder; ~ is the home folder, also where the shell leaves it alone."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; leave the flag out, or name a file or a folder")
+    return os.path.expanduser(text)
+
+
 def several(one):
     """An argparse type: values of the argparse type `one`, with commas between."""
 
@@ -138,17 +145,11 @@ def writable(flag, path, endings=()):
         raise UserError(f"cannot write {flag} {path}: {error.strerror}; choose another file") from None
 
 
-def make_folder(path):
-    """Create the folder that --out names.  Raises UserError where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {path}: {error.strerror}; choose another with --out DIR") from None
-
-
 def add_checkpoint(parser, draws=True):
     """The arguments of every program that uses a checkpoint.  draws: whether it draws noise by its --seed."""
-    parser.add_argument("--ckpt", metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)")
+    parser.add_argument(
+        "--ckpt", type=place, metavar="last|best|PATH", help="checkpoint (default: the newest run's best.pth)"
+    )
     parser.add_argument("--preset", metavar="NAME", help="take last or best of this preset's run in ckpt/")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="ema: the averaged ones (default); raw: as trained"

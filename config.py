@@ -260,8 +260,12 @@ def check(config):
     need(m.num_classes >= 0, "model.num_classes", "0 or more")
     need(f.T >= 1, "diffusion.T", "at least 1")
     need(f.process == "gaussian" or f.T > 1, "diffusion.T", f"at least 2 with --diffusion.process {f.process}")
-    need(0 < f.beta_start <= f.beta_end < 1, "diffusion.beta_start", "0 < beta_start <= beta_end < 1")
-    if f.schedule == "linear":  # ᾱ_T = Π (1-β_t); divided by a √ᾱ_T much smaller than this allows, float32 overflows
+    need(0 < f.beta_start < 1, "diffusion.beta_start", "a number between 0 and 1")
+    need(f.beta_end < 1, "diffusion.beta_end", "less than 1")
+    need(f.beta_start <= f.beta_end, "diffusion.beta_start", f"beta_start <= beta_end, which is {f.beta_end:g}")
+    if (
+        f.schedule == "linear" and f.process != "edm"
+    ):  # ᾱ_T = Π (1-β_t); divided by a √ᾱ_T much smaller than this allows, float32 overflows
         rise = (f.beta_end - f.beta_start) / max(1, f.T - 1)
         left = sum(math.log1p(-f.beta_start - i * rise) for i in range(f.T)) / math.log(10)
         need(left > -60, "diffusion.beta_end", f"less, or a smaller --diffusion.T: ᾱ at its end would be 1e{left:.0f}")
@@ -283,6 +287,11 @@ def check(config):
     need(t.val_images >= 4, "train.val_images", "at least 4")
     need(t.distance_images == 0 or t.distance_images >= 2, "train.distance_images", "0 (never) or at least 2")
     one_of("train.distance_features", "random", "pixels", "inception")
+    need(
+        t.distance_images == 0 or t.distance_features != "random" or max(d.size) > 4,
+        "train.distance_features",
+        "pixels: of pictures of 4 x 4 pixels or fewer the random ones see no texture",
+    )
     need(t.lr > 0, "train.lr", "a positive number")
     need(t.warmup_steps >= 0, "train.warmup_steps", "0 or more")
     need(t.clip_norm >= 0, "train.clip_norm", "0 (off) or more")

@@ -37,7 +37,12 @@ def parser():
     for name, command in COMMANDS.items():
         s = commands.add_parser(name, prog=f"edit.py {name}", help=command.__doc__.split("\n")[0])
         cli.add_checkpoint(s, draws=name != "invert")
-        s.add_argument("--image", metavar="PIC", help="picture of any size (default: real ones, not seen in training)")
+        s.add_argument(
+            "--image",
+            type=cli.place,
+            metavar="PIC",
+            help="picture of any size (default: real ones, not seen in training)",
+        )
         what = "pictures; --image is one" if name == "invert" else "pictures, or variants of --image"
         s.add_argument("-n", type=cli.whole(1), default=4, help=f"{what} (default 4)")
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: the checkpoint's own)")
@@ -45,10 +50,11 @@ def parser():
         s.add_argument(
             "--guidance", type=cli.number(), metavar="S", help="with a label (default: the checkpoint's own)"
         )
-        s.add_argument("--out", metavar="DIR", help=f"folder for the pictures (default out/{name})")
+        s.add_argument("--out", type=cli.place, metavar="DIR", help=f"folder for the pictures (default out/{name})")
         if name == "inpaint":
             s.add_argument(
                 "--mask",
+                type=cli.place,
                 metavar="PIC|" + "|".join(MASKS),
                 default="center",
                 help="what to draw anew: one of these, or where PIC is white",
@@ -182,8 +188,8 @@ def read_mask(text, size):
         half |= {"top": (slice(0, height // 2),), "bottom": (slice(height // 2, None),)}
         mask[half[text]] = True
     else:
-        if not Path(text).exists():
-            raise UserError(f"--mask {text}: no such file, and not one of {', '.join(MASKS)}")
+        if not Path(text).is_file():
+            raise UserError(f"--mask {text}: no file, and not one of {', '.join(MASKS)}")
         mask = torch.from_numpy(reference.open_picture(text, tuple(size), 1)[0].copy()) > 127
     if mask.all() or not mask.any():
         raise UserError(

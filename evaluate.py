@@ -4,6 +4,7 @@ Every command is a function in measures/, says by which protocol it measured, an
 Several processes share the work: torchrun --nproc-per-node=N evaluate.py ...  Read next: measures/subject.py.
 """
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -26,8 +27,13 @@ from measures.likelihood import bpd, loglik
 from measures.speed import STEPS, speed
 from measures.subject import Subject
 from models import checkpoint
+from outputs import claimed
 
 COMMANDS = {"fid": fid, "kid": kid, "bpd": bpd, "loglik": loglik, "nearest": nearest, "speed": speed, "sweep": sweep}
+FILES = {  # that a command writes beside COMMAND.json
+    "bpd": ("by_t.csv",), "loglik": ("by_image.csv",), "nearest": ("nearest.csv", "nearest.png"),
+    "speed": ("speed.csv",), "sweep": ("sweep.csv", "sweep.png"),
+}  # fmt: skip
 IMAGES = {  # by default
     "fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "loglik": 32, "nearest": 256, "speed": 16, "sweep": 256,
 }  # fmt: skip
@@ -42,11 +48,12 @@ def parser():
         cli.add_checkpoint(s)
         n = IMAGES[name]
         s.add_argument("-n", type=cli.whole(1 if name == "speed" else 2), default=n, help=f"images (default {n:,})")
-        s.add_argument("--out", metavar="DIR", help=f"folder for the figures (default out/{name})")
+        s.add_argument("--out", type=cli.place, metavar="DIR", help=f"folder for the figures (default out/{name})")
         if name != "speed":  # which draws all at once
             s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="at once (default 16)")
             s.add_argument(
                 "--data",
+                type=cli.place,
                 metavar="SOURCE",
                 help="real images: a source or PATH (default: what the checkpoint was trained on)",
             )
@@ -58,7 +65,12 @@ def parser():
             s.add_argument(
                 "--features", choices=features.NAMES, default=usual, help=f"what is compared (default {usual})"
             )
-            s.add_argument("--weights-file", metavar="PATH", help="Inception's weights, instead of downloading them")
+            s.add_argument(
+                "--weights-file",
+                type=cli.place,
+                metavar="PATH",
+                help="Inception's weights, instead of downloading them",
+            )
         if name == "bpd":
             s.add_argument("--variance", **sampling.OPTIONS["ddpm"]["variance"])
             s.add_argument(
@@ -101,7 +113,7 @@ def main(argv):
     path = cli.find_checkpoint(args.ckpt, args.preset)
     if args.command != "speed":  # a figure is of float32 on a GPU too, whose convolutions would round to TF32
         torch.backends.cudnn.allow_tf32 = False
-    with processes.joined(args.device) as group:
+    with processes.joined(args.device) as group, contextlib.ExitStack() as held:
         model, config, state = checkpoint.load_model(path, group.device, args.weights)
         if args.command != "speed" and args.data is not None:
             config = replace(config, data=replace(config.data, source=args.data))
@@ -117,7 +129,8 @@ def main(argv):
         precision = running.get("precision", "fp32")
         subject = Subject(path, model, config, state, diffusion, group, args.seed, size, guidance, precision)
         out = Path(args.out or Path("out") / args.command)
-        group.main_only(lambda: cli.make_folder(out))
+        names = {f"{args.command}.json", *FILES.get(args.command, ())}
+        group.main_only(lambda: held.enter_context(claimed(out, names)))
         if group.main:
             print(f"{path}: preset {config.name}, step {state['step']:,}, {args.weights} weights, {group.device}")
         with torch.no_grad():

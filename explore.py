@@ -17,6 +17,7 @@ from dataset import pictures
 from files import is_ours, put
 from lessons import between, figure, network, noise, walks
 from lessons.lab import Lab
+from outputs import claimed
 
 LESSONS = {
     lesson.__name__: lesson
@@ -31,7 +32,7 @@ LESSONS = {
 OPTIONS = {
     "along": (cli.one_of(between.PATHS), "slerp (arc) or lerp (straight line)"),
     "counts": (cli.several(cli.whole(1)), "numbers of steps, besides the full chain's T (default: 5 to 250)"),
-    "data": (str, "folder or zip of real images (default: what the checkpoint was trained on)"),
+    "data": (cli.place, "folder or zip of real images (default: what the checkpoint was trained on)"),
     "draws": (cli.whole(1, 16), "rows: draws of the noise on the way"),
     "etas": (cli.several(cli.number()), "values of eta"),
     "frames": (cli.whole(2), "frames of the film"),
@@ -69,7 +70,9 @@ def parser():
         summary = inspect.getdoc(lesson).split("\n")[0]
         s = commands.add_parser(name, prog=f"explore.py {name}", help=summary, description=inspect.getdoc(lesson))
         cli.add_checkpoint(s, draws=name not in ("schedules", "morph"))  # the one draws nothing, the other has --seeds
-        s.add_argument("--out", metavar="DIR", default="out/explore", help="folder (default out/explore)")
+        s.add_argument(
+            "--out", type=cli.place, metavar="DIR", default="out/explore", help="folder (default out/explore)"
+        )
         for option, default in options(lesson).items():
             kind, text = OPTIONS[option]
             if default not in (None, ()):
@@ -99,12 +102,11 @@ def main(argv):
     if is_ours(args.out):  # a run has a loss.png, too
         raise UserError(f"--out {args.out}: it holds a run; choose another folder")
     lab = Lab.open(path, device, args.weights, args.seed)
-    cli.make_folder(Path(args.out))
-    print(lab.origin)
-    with figure.style():
+    out = Path(args.out) / f"{args.lesson}{'.gif' if lesson is between.morph else '.png'}"
+    with claimed(out.parent, {out.name}), figure.style():
+        print(lab.origin)
         result = lesson(lab, **{name: getattr(args, name) for name in options(lesson)})
-        out = Path(args.out) / f"{args.lesson}{'.gif' if isinstance(result, list) else '.png'}"
-        put(out, pictures.save_gif if isinstance(result, list) else figure.save_png, result)
+        put(out, pictures.save_gif if lesson is between.morph else figure.save_png, result)
     print(what_to_look_for(lesson))
     print(out)
     return 0

@@ -63,7 +63,7 @@ def parser():
         s.add_argument("--gif", action="store_true", help="animate the denoising")
         s.add_argument("--strip", action="store_true", help="equally spaced stages, with x0-hat below")
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
-        s.add_argument("--out", metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
+        s.add_argument("--out", type=cli.place, metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
         cli.add_running(s)
         for option, declared in sampling.options_of(name).items():
             s.add_argument(f"--{option.replace('_', '-')}", **declared)

@@ -35,6 +35,7 @@ from config import (
 from dataset import pictures, sources
 from files import is_ours, locked, put
 from models import checkpoint
+from outputs import claimed
 from trainer import Trainer
 
 DEFAULT = "textiles"  # the preset
@@ -52,11 +53,12 @@ def parser():
     p = cli.Parser(prog="main.py", description=__doc__.split("\n")[0], epilog=_fields())
     p.add_argument("--preset", metavar="NAME", help=f"what to train (default {DEFAULT}; see --list-presets)")
     p.add_argument("--list-presets", action="store_true", help="say what each preset is, and stop")
-    p.add_argument("--data", metavar="PATH", help="folder or zip of images; short for --data.source")
-    p.add_argument("--out", metavar="DIR", help="run folder (default ckpt/PRESET)")
+    p.add_argument("--data", type=cli.place, metavar="PATH", help="folder or zip of images; short for --data.source")
+    p.add_argument("--out", type=cli.place, metavar="DIR", help="run folder (default ckpt/PRESET)")
     p.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
     p.add_argument("--dry-run", action="store_true", help="two steps of everything in a temporary folder, and stop")
-    p.add_argument("--export", metavar="FILE", help="write the averaged weights of the run, small, to share; and stop")
+    what = "write the averaged weights of the run, small, to share; and stop"
+    p.add_argument("--export", type=cli.place, metavar="FILE", help=what)
     p.add_argument("--verify", action="store_true", help="check the data, show a grid of it, and stop")
     cli.add_device(p)
     precisions = ("auto", "fp32", "bf16", "fp16")
@@ -94,22 +96,25 @@ def chosen(args):
 
 
 def run_folder(args):
-    """Where the run is, or will be."""
-    return Path(args.out or Path("ckpt") / (args.preset or DEFAULT))
+    """Where the run is, or will be; with --verify, which makes none, where its grid goes."""
+    return Path(args.out or (Path("out") / "verify" if args.verify else Path("ckpt") / (args.preset or DEFAULT)))
 
 
 def configure(args):
     """(config, state, folder) of the run that the command line asks for; state is what --resume found, or None."""
-    if args.preset not in (None, *PRESETS):
-        raise UserError(
-            f"--preset {args.preset}: unknown{did_you_mean(args.preset, PRESETS)}; --list-presets shows all"
-        )
     values, state, folder = chosen(args), None, run_folder(args)
     last = folder / "last.pth"
     if args.resume and args.dry_run:
         raise UserError("--dry-run starts a run of its own and keeps nothing: leave out --resume")
+    if args.resume and args.verify:
+        raise UserError("--verify shows what a new run would see: leave out --resume")
     if args.resume:
         if not last.exists():
+            if (folder / "best.pth").exists():
+                raise UserError(
+                    f"nothing to resume: {last} is gone; {last.with_name('best.pth')} can still draw; "
+                    "start a new run with --out DIR"
+                )
             check_free(folder)  # else there would be no starting without --resume either
             raise UserError(f"nothing to resume: there is no {last}; start without --resume")
         try:
@@ -177,16 +182,17 @@ def shrink(config):
     return replace(config, train=train, sample=sample)
 
 
-def verify(config, images, train):
-    """Print what the data is, write a grid of it, and say what was damaged."""
+def verify(config, images, train, folder):
+    """Print what the data is, write a grid of it into the folder, and say what was damaged."""
     for reason in images.skipped:
         print(f"skipped   {reason}")
     for label, name in enumerate(images.classes):
         print(f"class     {label:>3}  {name}: {(images.labels == label).sum():,} images")
-    path = Path(f"verify-{config.name}.png")
+    path = folder / f"{config.name}.png"
     some = images.pixels[train[pictures.evenly(0, len(train) - 1, PICTURES)]]  # a folder's lie class by class
     shown = pictures.upscale(torch.from_numpy(some), pictures.readable_scale(config.data.size))
-    put(path, pictures.save_png, pictures.grid(shown))
+    with claimed(folder, {path.name}):
+        put(path, pictures.save_png, pictures.grid(shown))
     print(f"grid      {path}")
 
 
@@ -221,7 +227,11 @@ def main(argv):
     args = parser().parse_args(argv)
     if args.list_presets:
         return list_presets()
-    if args.export:
+    if args.preset not in (None, *PRESETS):
+        raise UserError(
+            f"--preset {args.preset}: unknown{did_you_mean(args.preset, PRESETS)}; --list-presets shows all"
+        )
+    if args.export is not None:
         return export(args)
     with processes.joined(args.device) as group:
         config, state, folder = configure(args)
@@ -245,7 +255,7 @@ def train_run(args, config, state, folder, group):
     if wanted and not images.classes:
         say("classes   none in the data: subfolders are classes only if every picture lies in one")
     if args.verify:
-        return verify(config, images, train) if group.main else None
+        return verify(config, images, train, folder) if group.main else None
 
     with contextlib.ExitStack() as held:
         if args.dry_run:

@@ -2,7 +2,8 @@
 
 Beside its results a program leaves settings.json, and by these settings the next call knows which files an earlier one
 may have written: only they are replaced or removed.  Which files those are, each program says by a function
-names(settings) -> set, empty if the settings are of another program.
+names(settings) -> set, empty if the settings are of another program.  Single files in a folder that others write in,
+too, as figures are, are `claimed`.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from config import UserError
 from files import put, replacing
 
+CLAIMS = ".written"  # names of the files in this folder that measures and lessons may replace
 MOST = 100_000  # pictures: their names have five digits
 
 
@@ -36,19 +38,43 @@ def prepare(out, settings, names):
 
     Raises UserError if nothing can be written there, or if what would be replaced is not of an earlier call.
     """
+    _refuse(out, (opened(out) & names(settings)) - made(out, names))
+
+
+@contextmanager
+def claimed(out, names):
+    """`with claimed(out, names):` write the files of these names into `out`, a folder that programs may share.
+
+    Refuses as `prepare` does.  What was written is noted in CLAIMS: that much the next call may replace.
+    """
+    there, note = opened(out), out / CLAIMS
+    ours = set(note.read_text().splitlines()) if note.is_file() else set()
+    _refuse(out, (there & names) - ours)
+    try:
+        yield
+    finally:
+        written = {name for name in names if (out / name).exists()}
+        if written - ours:
+            put(note, Path.write_text, "".join(f"{name}\n" for name in sorted(ours | written)))
+
+
+def opened(out):
+    """The names of what lies in the folder `out`, which is created if need be.  UserError: nobody can write there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / ".writable"):
             pass
         (out / ".writable").unlink()
-        there = {p.name for p in out.iterdir()}
+        return {p.name for p in out.iterdir()}
     except (OSError, UserError) as error:
         reason = (error if isinstance(error, OSError) else error.__cause__).strerror
         raise UserError(f"cannot write in {out}: {reason}; choose another folder with --out DIR") from None
-    foreign = sorted((there & names(settings)) - made(out, names))
+
+
+def _refuse(out, foreign):
     if foreign:
         raise UserError(
-            f"{out / foreign[0]} was not written by an earlier call like this one, and would be replaced; "
+            f"{out / min(foreign)} was not written by an earlier call like this one, and would be replaced; "
             "choose another folder with --out DIR"
         )
 

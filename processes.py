@@ -73,8 +73,12 @@ class Processes:
 
 def start(device="auto"):
     """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1."""
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
+    alone = "unset WORLD_SIZE, or start several processes by torchrun, which sets it and the others"
+    try:
+        world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
+    except ValueError as error:
+        raise UserError(f"WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is no number ({error}): {alone}") from None
     if beside > 1 and device.startswith("cuda:"):
         raise UserError(f"--device {device}: {beside} processes need a device each; use --device cuda")
     device = choose_device(device, local)
@@ -87,7 +91,10 @@ def start(device="auto"):
 
         patience = timedelta(hours=6)  # the others wait while one decodes a whole data set, or draws the only batch
         kind, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(kind, timeout=patience, device_id=gpu)
+        try:
+            dist.init_process_group(kind, timeout=patience, device_id=gpu)
+        except ValueError as error:  # a variable that some other launcher left
+            raise UserError(f"{world} processes cannot find each other ({error}): {alone}") from None
     return Processes(int(os.environ.get("RANK", 0)) if world > 1 else 0, world, device)
 
 

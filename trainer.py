@@ -189,6 +189,7 @@ class Trainer:
         """Loss of the EMA weights on fixed images, fixed noise and fixed timesteps spread evenly over 1..T, by quarter.
 
         Returns {"val_loss", "val_q1", ... "val_q4"}; a change in them is a change of the weights and of nothing else.
+        Where T is less than 4, a quarter may have no level: NaN.
         """
         c, p, T = self.config.train, self.processes, self.diffusion.T
         n = len(self.val)

@@ -33,7 +33,7 @@ ACCEPTED = "a folder or .zip of " + ", ".join(e[1:] for e in EXTENSIONS) + " ima
 # Only these decoders are ever tried, whatever a file is called: some of Pillow's others start programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_BYTES = 2**30  # per file; a zip can promise any size
-VERSION = 1  # raise it when the same files would decode to other pixels: it retires every cache
+VERSION = 2  # raise it when the same files would decode to other pixels: it retires every cache
 
 
 class File(NamedTuple):
@@ -155,15 +155,13 @@ def _labels(names: list[str], in_zip: bool) -> tuple[np.ndarray | None, tuple[st
         parts = [p[1:] for p in parts]  # zipping the folder `pets` puts `pets/` before everything
     if any(len(p) == 1 for p in parts):
         return None, ()
-    tops = [_printable(p[0]) for p in parts]
-    classes = tuple(sorted(set(tops)))
-    index = {name: i for i, name in enumerate(classes)}
-    return np.array([index[top] for top in tops], dtype=np.int64), classes
+    tops = {top: i for i, top in enumerate(sorted({p[0] for p in parts}))}
+    return np.array([tops[p[0]] for p in parts], dtype=np.int64), tuple(map(_printable, tops))
 
 
 def _printable(name: str) -> str:
     """File names may hold line ends, terminal codes and bytes that are no UTF-8; messages may not."""
-    return "".join(c if c.isprintable() else "?" for c in name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 # --- decoding ---

@@ -71,6 +71,8 @@ def _random(device, widths=(3, 16, 32, 64)):
         weights.append(torch.from_numpy(weight).to(device))
 
     def function(pictures):
+        if max(pictures.shape[2:]) <= 4:  # one pixel in the last layer, which has no deviation
+            raise UserError("the random features need pictures of more than 4 pixels a side; take those called pixels")
         x, found = pictures.to(device).float() / 127.5 - 1, []
         for weight in weights:
             x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight).relu()

@@ -43,6 +43,8 @@ def slim(path, out):
     """Write a checkpoint for sharing to `out`: the averaged weights of `path` alone, in half precision."""
     config, state = load(path)
     ema = {k: v.half() for k, v in state["ema"].items()}
+    if (wild := next((k for k, v in ema.items() if not torch.isfinite(v).all()), None)) is not None:
+        raise UserError(f"{path}: {wild} is too large for half precision; share the file as it is")
     kept = {"version": VERSION, "config": to_dict(config), "ema": ema, "step": state["step"]}
     put(out, _write, {**kept, "classes": state["classes"]})
 
@@ -93,6 +95,8 @@ def load(path):
         config = check(from_dict(state["config"]))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if not config.name.isprintable():
+        raise UserError(f"{path}: the name of its preset is not plain text")
     if type(state["step"]) is not int or state["step"] < 0:
         raise UserError(f"{path}: not a whole checkpoint (its step is not a whole number)")
     classes = state.setdefault("classes", [])
@@ -117,6 +121,8 @@ def load_weights(model, state_dict, path):
     for name in given:
         if name not in wanted:
             raise UserError(f"{path}: its weights do not fit its config: {name} is left over")
+        if not torch.isfinite(given[name]).all():
+            raise UserError(f"{path}: {name} is not finite: the training had failed; use another checkpoint")
     model.load_state_dict(given)
 
 

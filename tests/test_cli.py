@@ -105,8 +105,22 @@ def test_verify_counts_and_shows_the_data_and_stops(program, tmp_path):
     code, out, _ = program("main", *SMOKE, "--data", "pets", "--verify")
     assert code == 0
     assert "10 usable, 1 skipped" in out and "cats/bad.png" in out and "cats: 5 images" in out and "dogs: 5" in out
-    assert pixels("verify-smoke.png").ndim == 3
+    assert pixels("out/verify/smoke.png").ndim == 3
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_the_grid_of_verify_never_becomes_data_nor_replaces_a_file_of_the_user(program, tmp_path, monkeypatch):
+    pictures_in(tmp_path / "pets/cats", 5)
+    monkeypatch.chdir(tmp_path / "pets")
+    code, _, err = program("main", *SMOKE, "--data", ".", "--verify")
+    assert code == 2 and "lies in the data" in err and not Path("out").exists()
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/smoke.png").write_text("mine")
+    code, _, err = program("main", *SMOKE, "--verify", "--out", "mine")
+    assert code == 2 and "mine/smoke.png was not written by" in err and Path("mine/smoke.png").read_text() == "mine"
+    assert program("main", *SMOKE, "--verify")[0] == program("main", *SMOKE, "--verify")[0] == 0  # its own it replaces
+    assert program("main", *SMOKE, "--verify", "--resume")[0] == 2
 
 
 def test_verify_shows_what_is_trained_on_as_the_data_seed_draws_and_divides_it(program):
@@ -114,7 +128,7 @@ def test_verify_shows_what_is_trained_on_as_the_data_seed_draws_and_divides_it(p
     cloth = sources.load("textiles", size=(16, 16), channels=3, count=200, seed=5)
     train, _ = sources.split(cloth, PRESETS["smoke"].data.val_fraction, seed=5)
     some = torch.from_numpy(cloth.pixels[train[[round(i * 149 / 63) for i in range(64)]]])  # of 150, from all of them
-    assert np.array_equal(pixels("verify-smoke.png"), pictures.grid(pictures.upscale(some, 4)).permute(1, 2, 0))
+    assert np.array_equal(pixels("out/verify/smoke.png"), pictures.grid(pictures.upscale(some, 4)).permute(1, 2, 0))
 
 
 def test_verify_shows_the_first_picture_and_the_last_and_64_of_100(program, tmp_path):
@@ -125,7 +139,7 @@ def test_verify_shows_the_first_picture_and_the_last_and_64_of_100(program, tmp_
     assert program("main", *SMOKE, "--data", "ramp", "--verify", "--data.val_fraction", "0.001")[0] == 0
     train, _ = sources.split(sources.load("ramp", size=(16, 16), channels=3), 0.001, PRESETS["smoke"].data.seed)
     assert len(train) == 100
-    shown = pixels("verify-smoke.png")[2 :: 64 + 2, 2 :: 64 + 2, 0].flatten()  # a corner of each: 2 pixels between
+    shown = pixels("out/verify/smoke.png")[2 :: 64 + 2, 2 :: 64 + 2, 0].flatten()  # a corner of each: 2 pixels between
     assert shown[0] == 2 * train[0] and shown[-1] == 2 * train[-1] and len(set(shown)) == 64
 
 
@@ -249,7 +263,7 @@ MAIN_MISTAKES = [
     (["--data.val_fraction", "1"], "between 0 and 1"),
     (["--data.flip", "maybe"], "true or false"),
     (["--data", "no/such/place"], "no/such/place"),
-    (["--data", ""], "accepted"),
+    (["--data", ""], "an empty name"),
     (["--data", "cifar11"], "did you mean cifar10"),
     (["--data", "empty"], "empty"),
     (["--data", "text.zip"], "text.zip"),

@@ -1,6 +1,7 @@
 """Nothing is lost: each fault is injected for real, and costs at most one line.  docs/reliability.md lists them all."""
 
 import errno
+import math
 import os
 import random
 import re
@@ -235,7 +236,7 @@ def test_a_folder_of_every_bad_image_trains_on_the_good_ones_and_lists_the_other
         assert f"skipped   {name}: " in out
     assert program("main", *SMOKE, "--data", "data", "--train.steps", 2)[0] == 0
     assert tree(data) == before
-    assert {p.name for p in tmp_path.iterdir()} == {"data", "cache", "ckpt", "verify-smoke.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"data", "cache", "ckpt", "out"}
 
 
 def test_a_zip_with_a_damaged_directory_is_one_line(program, tmp_path):
@@ -510,3 +511,115 @@ def test_every_test_that_the_table_of_faults_names_exists():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text()))
     written = {n for p in (ROOT / "tests").glob("*.py") for n in re.findall(r"^def (test_\w+)", p.read_text(), re.M)}
     assert len(named) > 30 and named <= written, named - written
+
+
+# what evaluate.py and explore.py write, as cheaply as can be
+SINGLE_FILES = {
+    "fid.json": ("evaluate", "fid", "-n", 4, "--features", "random"),
+    "by_t.csv": ("evaluate", "bpd", "-n", 2, "--levels", 2),
+    "by_image.csv": ("evaluate", "loglik", "-n", 2, "--tol", 1),
+    "nearest.png": ("evaluate", "nearest", "-n", 2),
+    "speed.csv": ("evaluate", "speed", "-n", 1, "--samplers", "ddim", "--steps", 1),
+    "sweep.png": ("evaluate", "sweep", "-n", 4, "--samplers", "ddim", "--steps", 1),
+    "denoise.png": ("explore", "denoise"),
+    "morph.gif": ("explore", "morph", "--frames", 2, "-n", 1),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE_FILES)
+def test_a_file_of_the_users_is_not_replaced_by_a_figure_but_an_earlier_figure_is(program, run_folder, name):
+    argv = (*SINGLE_FILES[name], "--ckpt", run_folder, "--out", "mine")
+    Path("mine").mkdir()
+    Path("mine", name).write_text("mine")
+    code, _, err = program(*argv)
+    assert code == 2 and Path("mine", name).read_text() == "mine" and os.listdir("mine") == [name]
+    one_line(err, f"mine/{name} was not written by an earlier call", "--out DIR")
+    Path("mine", name).unlink()
+    assert program(*argv)[0] == program(*argv)[0] == 0 and Path("mine", name).read_bytes() != b"mine"
+    written = {p.name for p in Path("mine").iterdir()} - {".written"}
+    assert written == set(Path("mine/.written").read_text().split())  # every file that it writes is claimed
+
+
+@pytest.mark.parametrize("argv", [("evaluate", "nearest", "-n", 2), ("explore", "seeds")])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(program, run_folder, monkeypatch, argv):
+    monkeypatch.setattr("lessons.lab.Lab.denoiser", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr("measures.subject.Subject.draw", lambda *_, **__: pytest.fail("it began"))
+    one_line(program(*argv, "--ckpt", run_folder, "--out", "/proc")[2], "cannot write in /proc", "--out DIR")
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag"),
+    [
+        (("main", "--export", ""), "--export"), (("main", "--out", ""), "--out"), (("main", "--data", ""), "--data"),
+        (("generate", "ddim", "--out", ""), "--out"), (("generate", "ddim", "--ckpt", ""), "--ckpt"),
+        (("edit", "inpaint", "--image", ""), "--image"), (("edit", "inpaint", "--mask", ""), "--mask"),
+        (("evaluate", "fid", "--out", ""), "--out"), (("explore", "steps", "--out", ""), "--out"),
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_not_taken_for_none(program, argv, flag):
+    """An unset variable in a script."""
+    code, _, err = program(*argv)
+    assert code == 2
+    one_line(err, flag, "empty name")
+
+
+def test_the_home_folder_is_known_where_the_shell_leaves_its_sign_alone(program, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert program("main", *SMOKE, "--verify", "--out=~/grids")[0] == 0
+    assert (tmp_path / "home/grids/smoke.png").exists() and not Path("~").exists()
+
+
+@pytest.mark.parametrize(
+    "argv", [("edit", "inpaint"), ("edit", "invert"), ("explore", "denoise"), ("evaluate", "bpd"), ("generate", "ddim")]
+)
+def test_weights_that_are_not_finite_are_refused(program, run_folder, tmp_path, argv):
+    state = torch.load(run_folder / "best.pth", weights_only=True)
+    state["ema"]["head.bias"][0] = math.nan
+    torch.save(state, tmp_path / "nan.pth")
+    code, _, err = program(*argv, "--ckpt", "nan.pth")
+    assert code == 2
+    one_line(err, "nan.pth", "head.bias is not finite")
+
+
+def test_weights_too_large_for_half_precision_are_not_exported(program, run_folder, tmp_path):
+    state = torch.load(run_folder / "best.pth", weights_only=True)
+    state["ema"]["head.bias"][0] = 1e6
+    (tmp_path / "big").mkdir()
+    torch.save(state, tmp_path / "big/best.pth")
+    code, _, err = program("main", "--out", "big", "--export", "small.pth")
+    assert code == 2 and not Path("small.pth").exists()
+    one_line(err, "head.bias is too large")
+
+
+def test_a_run_without_its_last_checkpoint_says_so(program, run_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run/last.pth").unlink()
+    code, _, err = program("main", "--resume", "--out", "run")
+    assert code == 2
+    one_line(err, "run/last.pth is gone", "best.pth can still draw")
+
+
+def test_an_unknown_preset_is_refused_by_export_too(program):
+    code, _, err = program("main", "--preset", "smok", "--export", "small.pth")
+    assert code == 2
+    one_line(err, "--preset smok", "smoke")
+
+
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2", "RANK": "0"}])
+def test_what_a_cluster_left_in_the_environment_is_named(program, monkeypatch, left):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = program("main", *SMOKE, "--verify")
+    assert code == 2
+    one_line(err, "WORLD_SIZE", "torchrun")
+
+
+def test_edm_is_not_refused_for_the_betas_that_it_does_not_use(program):
+    assert program("main", *SMOKE, "--diffusion.process", "edm", "--diffusion.T", 20_000, "--verify")[0] == 0
+    code, _, err = program("main", *SMOKE, "--diffusion.T", 20_000, "--diffusion.beta_end", 0.02, "--verify")
+    assert code == 2
+    one_line(err, "--diffusion.beta_end")

@@ -601,3 +601,13 @@ def test_a_zip_has_the_same_classes_where_nothing_can_be_cached(read, tmp_path):
     (tmp_path / "file").touch()
     _, labels, classes, _ = read(path, cache=tmp_path / "file" / "cache")
     assert (labels.tolist(), classes) == ([0, 1], ("cat", "dog"))
+
+
+def test_folders_whose_names_are_no_text_are_classes_of_their_own(read, tmp_path):
+    """Latin-1 names of an old archive: what cannot be shown is written out, not made alike."""
+    for name in (b"caf\xe8", b"caf\xe9", b"tea\x07"):
+        folder = tmp_path / "data" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(png())
+    _, labels, classes, _ = read(tmp_path / "data")
+    assert classes == (r"caf\udce8", r"caf\udce9", r"tea\x07") and labels.tolist() == [0, 1, 2]

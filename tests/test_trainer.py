@@ -675,7 +675,7 @@ def test_resume_refuses_another_network_and_other_data(program):
     code, _, err = program("main", *SMOKE, "--out", "new", "--train.steps", 4)
     os.remove("new/last.pth")
     code, _, err = program("main", *SMOKE, "--out", "new", "--resume", "--train.steps", 8)
-    assert code == 2 and "choose another folder with --out" in err  # "start without --resume" would be refused
+    assert code == 2 and "start a new run with --out" in err  # "start without --resume" would be refused
     os.replace("new/best.pth", "new/last.pth")
     code, _, err = program("main", *SMOKE, "--out", "new", "--resume", "--train.steps", 8)
     assert code == 2 and "cannot be resumed" in err
