@@ -55,7 +55,10 @@ def integrate(f, x, a, b, tol):
     """Solve dx/du = f(x, u) from u = a to b, x (B, ...), in steps whose estimated error is at most tol in every entry.
 
     Bogacki & Shampine's embedded pair: a third-order step, and its distance from a second-order one as the estimate.
+    Raises ValueError unless tol is positive.
     """
+    if not tol > 0:
+        raise ValueError(f"tol must be positive, not {tol:g}")
     h, k1 = b - a, f(x, a)
     while a != b:
         h = b - a if abs(h) > abs(b - a) else h

@@ -68,6 +68,25 @@ def test_the_known_pixels_are_on_the_level_of_the_walk_all_the_way():
         assert_close(known.std(), (1 - ab[step.t]).sqrt(), atol=0.03, rtol=0)
 
 
+def test_the_known_pixels_are_on_their_level_number_for_number():
+    """With noise that is 1 everywhere; none is drawn for the picture itself, at level 0."""
+    schedule, drawn = cosine(10), []
+    picture = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+
+    def ones(x):
+        drawn.append(x)
+        return torch.ones_like(x)
+
+    walk = inpaint(
+        lambda x, t: (0 * x, x), schedule, 0 * picture, picture, torch.tensor(True),
+        timesteps=[3, 2, 1], resamples=1, noise_like=ones,
+    )  # fmt: skip
+    for step in walk:
+        expected = schedule.signal[step.t] * picture + schedule.noise[step.t] * (step.t > 0)
+        assert_close(step.x, expected)
+    assert len(drawn) == 4  # a step's own and the level's, at 2 and at 1
+
+
 def test_inpainting_keeps_the_known_pixels_bit_for_bit():
     bytes_in = torch.randint(0, 256, (3, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     known = torch.tensor([[True, False]])

@@ -74,6 +74,17 @@ def test_the_logarithm_of_sigma_is_drawn_with_the_stated_mean_and_deviation():
     assert (u != u.round()).float().mean() > 0.99
 
 
+def test_levels_are_drawn_in_float64_with_the_paper_s_mean_and_deviation():
+    assert (MEAN, STD) == (-1.2, 1.2) and EDM(T).draw_t(2, "cpu").dtype == torch.float64
+
+
+@pytest.mark.parametrize("T", [0, 1])
+def test_a_single_level_is_refused(T):
+    with pytest.raises(ValueError, match="at least 2"):
+        EDM(T)
+    assert EDM(2).T == 2
+
+
 def test_training_never_leaves_the_range_of_levels(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda n, device: torch.linspace(-40, 40, n))
     u = EDM(T).draw_t(1001, "cpu")

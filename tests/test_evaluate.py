@@ -170,6 +170,16 @@ def test_random_features_are_means_and_deviations_of_three_layers_by_hand():
     assert see.digest == digest.hexdigest()
 
 
+def test_random_features_refuse_pictures_too_small_for_a_deviation(program):
+    extract = features.extractor("random")
+    assert torch.isfinite(extract(torch.zeros(2, 3, 5, 4, dtype=torch.uint8))).all()
+    with pytest.raises(UserError, match="more than 4 pixels"):
+        extract(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    flags = ("--preset", "smoke", "--data.size", "4,4", "--train.distance_images", 8)
+    code, _, err = program("main", *flags)
+    assert code == 2 and err.startswith("error: --train.distance_features") and err.count("\n") == 1, err
+
+
 def test_pixel_features_are_the_means_of_an_eight_by_eight_thumbnail():
     picture = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     blocks = picture.double().view(2, 3, 8, 2, 8, 3).mean((3, 5)) / 255
@@ -219,6 +229,29 @@ def test_prior_term_is_the_kl_to_pure_noise():
     assert_close(bound.prior_term(schedule, x_0), expected)
 
 
+def test_prior_term_where_much_of_the_picture_is_left():
+    schedule, x_0 = from_betas(torch.full((3,), 0.2, dtype=torch.float64)), normal(2, 1, 3, 3).clamp(-1, 1)
+    ab = schedule.alpha_bar[3]
+    expected = kl_divergence(Normal(ab.sqrt() * x_0, (1 - ab).sqrt()), Normal(0.0, 1.0)).flatten(1).sum(1)
+    assert_close(bound.prior_term(schedule, x_0), expected)
+
+
+@pytest.mark.parametrize("t", [2, 17, 30])
+def test_with_the_small_variance_a_step_costs_half_the_snr_it_gains_times_the_error(t):
+    """What the comment above L_simple says."""
+    schedule, x_0, x_t, guess = (
+        linear(30, 0.01, 0.4),
+        normal(2, 1, 3, 3),
+        normal(2, 1, 3, 3, seed=1),
+        normal(2, 1, 3, 3, seed=2),
+    )
+    snr, square = schedule.snr, (x_0 - guess).square().flatten(1).sum(1)
+    found = bound.step_term(schedule, lambda x, t: (guess, None), x_0, x_t, t)
+    assert_close(found, 0.5 * (snr[t - 1] - snr[t]) * square)
+    eps, eps_hat = (GaussianDiffusion(schedule, "x0").to_x0_eps(x, x_t, t)[1] for x in (x_0, guess))
+    assert_close((eps - eps_hat).square().flatten(1).sum(1), snr[t] * square)
+
+
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_step_term_is_the_kl_of_posterior_and_reverse_step(variance):
     schedule, x_0, x_t, t = linear(30, 0.01, 0.4), normal(2, 1, 3, 3), normal(2, 1, 3, 3, seed=1), 9
@@ -262,6 +295,10 @@ def test_strata_cover_every_level_once(T, n):
     stretches = bound.strata(T, n)
     assert [t for first, last in stretches for t in range(first, last + 1)] == list(range(2, T + 1))
     assert len(stretches) <= n
+
+
+def test_strata_are_short_where_t_is_small():
+    assert bound.strata(1000, 3) == [(2, 112), (113, 445), (446, 1000)]
 
 
 @pytest.mark.parametrize("levels", [6, 39])
@@ -352,6 +389,19 @@ def test_nearest_are_in_order_whatever_lies_between_them(chunk):
     pictures = torch.tensor([180, 20], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 1, 4, 1)
     distance, index = nearest(pictures, plain, 3, chunk)
     assert index.tolist() == [[3, 4, 1], [0, 2, 1]] and distance.tolist() == [[20, 60, 80], [20, 40, 80]]
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_nearest_finds_the_copy_among_pictures_that_differ_by_one_pixel(side):
+    """In float32 the sums of squares of bright pictures round away such a difference."""
+    rng = np.random.default_rng(1)
+    copy = rng.integers(200, 255, (3, side, side), dtype=np.uint8)
+    training = np.repeat(copy[None], 30, axis=0)
+    for k in range(29):
+        training[k].flat[rng.choice(copy.size, k + 1, replace=False)] += 1
+    distance, index = nearest(torch.from_numpy(copy)[None], training, 30)
+    assert index[0, 0] == 29 and distance[0, 0] == 0 and (distance[0].diff() >= 0).all()
+    assert_close(distance[0] ** 2, torch.arange(30, dtype=torch.float64) / copy.size)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 1024])

@@ -240,7 +240,7 @@ def test_linear_attention_returns_a_constant_value_unchanged():
     assert_close(linear_attention(q, k, torch.full((2, 2, 50, 8), 3.0)), torch.full((2, 2, 50, 8), 3.0))
 
 
-@pytest.mark.parametrize("low", [-20.0, -60.0])
+@pytest.mark.parametrize("low", [-20.0, -60.0, -1e4])
 def test_linear_attention_is_a_mean_however_negative_queries_and_keys_are(low):
     v = torch.arange(8.0).reshape(1, 1, 4, 2)
     q, k = torch.full((1, 1, 4, 3), low), torch.zeros(1, 1, 4, 3)
@@ -342,6 +342,18 @@ def test_groups_keep_at_least_four_channels_and_are_32_in_the_papers_network():
     for channels in (4, 8, 12, 48, 96, 384):
         norm = group_norm(channels)
         assert channels % norm.num_groups == 0 and channels // norm.num_groups >= 4
+
+
+def test_fewer_than_four_channels_are_one_group():
+    assert group_norm(3).num_groups == group_norm(1).num_groups == 1
+
+
+def test_attention_is_of_the_kind_and_at_the_resolution_asked_for():
+    assert Attention(8, linear=True).attend is linear_attention
+    assert Attention(8).attend is F.scaled_dot_product_attention
+    model = Model(8, (1, 2), attention_resolutions=(8,), linear_attention_resolutions=(), patch=2)
+    fine, coarse = (blocks[0].attn for blocks in UNet(model, 3, (32, 32)).encoder)  # 16 x 16 and 8 x 8
+    assert isinstance(coarse, Attention) and not isinstance(fine, Attention)
 
 
 def test_upsample_copies_pixels():

@@ -43,6 +43,14 @@ def test_batch_k_depends_on_seed_and_k_only():
         assert torch.equal(a(k)[0], x) and torch.equal(a(k)[1], y)
 
 
+def test_the_first_batch_asked_for_may_be_of_any_epoch():
+    """As after a resume."""
+    pixels = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    fresh, used = (Batches(pixels, None, range(4), batch_size=4, seed=0, flip=False) for _ in range(2))
+    used.numbers(0)
+    assert np.array_equal(fresh.numbers(1), used.numbers(1))
+
+
 def test_every_epoch_shows_every_image_once_in_a_new_order():
     b = batches()
     stream = np.concatenate([b.numbers(k) for k in range(5)])  # 20 numbers: two epochs

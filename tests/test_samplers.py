@@ -257,6 +257,26 @@ def test_the_largest_eta_is_accepted_and_a_larger_one_refused():
             list(ddim(gaussian(SCHEDULE), SCHEDULE, normal(1, 1, 1, 1), timesteps=[40, 20, 5], eta=eta))
 
 
+def test_over_all_levels_the_last_but_one_step_limits_eta():
+    schedule = linear()
+    limit = math.sqrt((1 - schedule.alpha_bar[1]) / schedule.posterior_variance(2, 1))
+    check_eta(schedule, adjacent(schedule), limit * 0.999)
+    with pytest.raises(ValueError, match=f"to {limit:.4g}"):
+        check_eta(schedule, adjacent(schedule), limit * 1.01)
+
+
+def test_the_largest_eta_leaves_no_old_noise_and_no_nan():
+    """Rounding makes 1 - alpha_bar - sigma² a little less than 0 there."""
+    for T in range(20, 80):
+        schedule = linear(T, 0.01, 0.5)
+        pairs = adjacent(schedule)
+        eta = min(
+            ((1 - schedule.alpha_bar[s]) / schedule.posterior_variance(t, s)).sqrt().item() for t, s in pairs if s
+        )
+        walk = ddim(lambda x, t: (0 * x, x), schedule, torch.ones(1, 1, 1, 1, dtype=torch.float64), eta=eta)
+        assert all(torch.isfinite(step.x).all() for step in walk)
+
+
 def test_a_single_step_has_no_fresh_noise_to_limit_but_eta_stays_within_1():
     check_eta(SCHEDULE, [(40, 0)], 1.0)
     with pytest.raises(ValueError, match="eta must be from 0 to 1 "):

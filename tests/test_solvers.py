@@ -258,6 +258,11 @@ def test_heun_survives_few_steps_even_in_t_on_the_cosine_schedule():
     assert errors(heun, lambda s, n: spaced(s.T, n), [12], SCHEDULES["cosine"])[0] < 0.02
 
 
+def test_a_tolerance_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="tol must be positive"):
+        list(ode(mixture(FINE), FINE, START, tol=0.0))
+
+
 # ---------------------------------------------------------------- predictor-corrector
 
 
