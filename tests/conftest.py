@@ -11,6 +11,7 @@ import evaluate
 import explore
 import generate
 import main
+import minimal
 from config import override
 from models import checkpoint
 
@@ -23,8 +24,7 @@ def program(monkeypatch, tmp_path, capsys):
     """program("main", "--preset", "smoke") -> (exit code, stdout, stderr), run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    modules = {"main": main, "generate": generate, "explore": explore, "evaluate": evaluate, "edit": edit}
-    programs = {name: module.main for name, module in modules.items()}
+    programs = {module.__name__: module.main for module in (main, generate, explore, evaluate, edit, minimal)}
 
     def call(name, *argv):
         capsys.readouterr()

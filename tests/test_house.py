@@ -27,6 +27,7 @@ ALLOWED = {
     "views": {"config", "files", "dataset"},
     "trainer": {"config", "files", "processes", "views", *ROOMS},
     "main": {"config", "files", "cli", "processes", "board", "outputs", "trainer", "generate", *ROOMS},
+    "minimal": {"cli", "outputs", "diffusion", "models"},
     "explore": {"config", "files", "cli", "processes", "outputs", "lessons", *ROOMS},
     "lessons": {"config", "cli", "sampling", "lessons", *ROOMS},
     **{key: {"config", "files", "cli", "processes", "sampling", "outputs", *ROOMS} for key in ("generate", "edit")},
