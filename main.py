@@ -18,6 +18,7 @@ import torch
 
 import cli
 import processes
+import resume
 from board import Board
 from config import (
     ABOUT,
@@ -268,7 +269,7 @@ def train_run(args, config, state, folder, group):
         if group.main:
             describe(trainer, "compiled" if args.compile else "not compiled")
         if state is not None:
-            trainer.resume(state)
+            resume.go_on(trainer, state)
             state.clear()  # as much memory as the weights and the optimiser take
             say(f"resumed   at step {trainer.step:,}")
         if trainer.finished:

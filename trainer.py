@@ -2,7 +2,7 @@
 
 The loop: take a batch, add noise, predict, step, average, and now and then look at the result and save everything.
 All randomness of step k is a function of (seed, k), so a run that was interrupted goes on as if it had not been.
-The papers: Ho et al. 2020 ("DDPM", Alg. 1).  Read next: models/checkpoint.py for how nothing gets lost.
+The papers: Ho et al. 2020 ("DDPM", Alg. 1).  Read next: resume.py for how it goes on after a stop.
 
 Letters: B batch, C channels, H height, W width.
 """
@@ -12,7 +12,6 @@ import json
 import math
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import resume
 import views
 from config import UserError, out_channels, to_dict
 from dataset.batches import Batches
@@ -147,7 +147,14 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision], enabled=enabled)
 
     def train_step(self):
-        """One optimiser step.  Nothing here makes the host wait for the device."""
+        """One optimiser step: DDPM Alg. 1, once around.
+
+            x_0 ~ data,  t ~ uniform {1..T},  ε ~ N(0, I)                      draws()
+            a gradient step on ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²            loss(), backward(), Adam
+
+        The rest is accumulation, clipping, leaving out a step that is not finite, and the average.  Nothing here makes
+        the host wait for the device.
+        """
         c = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.step, c, self.steps)
@@ -421,77 +428,8 @@ class Trainer:
             views.animate_strips(self.folder)
 
     def _save(self, name, resumable):
-        more = {"classes": self.classes}
-        if resumable:
-            more |= {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "ema_updates": self.ema.updates,
-                "rows": self.rows,
-                "best": self.best,
-                "sums": self.sums.cpu(),
-                "skipped": self.skipped.item(),
-                "streak": self.streak.item(),
-                "train_images": len(self.batches.indices),
-                "train_greys": self._greys(),
-            }
+        more = resume.note(self) if resumable else {}
         checkpoint.save(
-            self.folder / name, self.config,
+            self.folder / name, self.config, classes=self.classes,
             model=self.model.state_dict(), ema=self.ema.model.state_dict(), step=self.step, **more,
         )  # fmt: skip
-
-    def resume(self, state):
-        """Continue from what `checkpoint.load(last.pth)` returned."""
-        path = self.folder / "last.pth"
-        if "optimizer" not in state:
-            raise UserError(f"{path}: made for sampling, it cannot be resumed")
-        self._refuse_other_data(state, path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the one line below says it all
-                self._restore(state, path)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
-            raise UserError(f"{path}: what resuming needs is missing or damaged ({reason})") from error
-
-    def _greys(self):
-        """The mean grey levels of all training images, or of 1,000 to 2,000: by them the data is known again."""
-        some = self.batches.indices[:: max(1, len(self.batches.indices) // 1000)]
-        return torch.tensor([self.images.pixels[i].mean() for i in some])
-
-    def _refuse_other_data(self, state, path):
-        """Raise UserError if the data is not that of the saved run: in number, grey levels or classes."""
-        if (before := state.get("train_images")) != len(self.batches.indices):
-            raise UserError(
-                f"the data has changed: {len(self.batches.indices)} training images, "
-                f"{before} when {path} was saved; bring them back or start a new run with --out"
-            )
-        # another decoder may round otherwise; a picture that was exchanged has another mean
-        before, now = state.get("train_greys"), self._greys()
-        if before is not None and (before.shape != now.shape or (before - now).abs().max() > 2):
-            raise UserError(
-                f"the data has changed: other pictures than when {path} was saved; "
-                "bring them back or start a new run with --out"
-            )
-        if (before := state["classes"]) != self.classes:  # a folder renamed: the labels would mean other things
-            raise UserError(
-                f"the data has changed: classes {', '.join(self.classes)}; they were {', '.join(before)} "
-                f"when {path} was saved; bring them back or start a new run with --out"
-            )
-
-    def _restore(self, state, path):
-        checkpoint.load_weights(self.model, state["model"], path)
-        checkpoint.load_weights(self.ema.model, state["ema"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        for p, moments in self.optimizer.state.items():
-            if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == p.shape:
-                raise ValueError("a moment of the optimiser has another shape than its weight")
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.ema.updates = int(state["ema_updates"])
-        self.step = self.saved = state["step"]
-        self.best = float(state["best"])
-        self.rows = [{name: value + 0 for name, value in row.items()} for row in state["rows"]]  # + 0: only numbers
-        self.sums.copy_(state["sums"])
-        self.skipped.fill_(state["skipped"])
-        self.streak.fill_(state["streak"])

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import processes
+import resume
 from benchmarks import kill
 from config import PRESETS, UserError, field_types
 from dataset import pictures, sources
@@ -199,7 +200,7 @@ def test_a_checkpoint_with_any_one_entry_replaced_by_junk_works_or_is_refused_in
     spots = rng.sample(list(places(state)), 60)
     for spot in spots:
         torch.save(changed(state, spot, rng.choice(JUNK)), path)
-        for use in (lambda: checkpoint.load_model(path), lambda: trainer.resume(checkpoint.load(path)[1])):
+        for use in (lambda: checkpoint.load_model(path), lambda: resume.go_on(trainer, checkpoint.load(path)[1])):
             try:
                 use()
             except UserError as error:  # anything else would be a traceback

@@ -18,6 +18,7 @@ from PIL import Image, ImageSequence
 
 import main
 import processes
+import resume
 import trainer as trainer_module
 import views
 from config import PRESETS, Train, UserError, from_dict, override, to_dict
@@ -479,7 +480,7 @@ def test_every_count_comes_back_on_resume():
     t.best = 0.25
     t.save()
     again = small()
-    again.resume(last(t.folder))
+    resume.go_on(again, last(t.folder))
     assert (again.step, again.ema.updates, again.best, again.skipped, again.streak) == (1, 1, 0.25, 3, 2)
 
 
@@ -688,7 +689,7 @@ def test_a_resumed_run_shows_at_once_what_its_checkpoint_holds():
     before = table.read_text()
     table.write_text("of another time")
     t = small()
-    t.resume(last(t.folder))
+    resume.go_on(t, last(t.folder))
     t.open_folder()
     assert table.read_text() == before
 
@@ -700,7 +701,7 @@ def test_resume_refuses_classes_that_changed_places():
     state = last(t.folder)
     state["classes"] = state["classes"][::-1]
     with pytest.raises(UserError, match="the data has changed: classes stripes, zigzag"):
-        small().resume(state)
+        resume.go_on(small(), state)
 
 
 def test_resume_refuses_other_pictures_but_no_other_rounding():
@@ -714,12 +715,12 @@ def test_resume_refuses_other_pictures_but_no_other_rounding():
         other.images = replace(other.images, pixels=pixels)
         if exchanged:
             with pytest.raises(UserError, match=r"other pictures than when .*last\.pth was saved; bring them back"):
-                other.resume(last(t.folder))
+                resume.go_on(other, last(t.folder))
             older = last(t.folder)
             del older["train_greys"]
-            other.resume(older)  # which cannot know
+            resume.go_on(other, older)  # which cannot know
         else:
-            other.resume(last(t.folder))
+            resume.go_on(other, last(t.folder))
 
 
 # ---------------------------------------------------------------- NaN

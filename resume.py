@@ -1,0 +1,88 @@
+"""How does an interrupted run go on as if nothing had happened?
+
+All randomness of step k is a function of (seed, k), so besides the weights only this is missing: what the optimiser
+and the average remember, the step, and the sums of the metrics.  `note` says what a checkpoint must hold for that, and
+`go_on` puts it back, if the data is still the same.  Read first: trainer.py.
+"""
+
+import warnings
+
+import torch
+
+from config import UserError
+from models import checkpoint
+
+
+def note(trainer):
+    """What a checkpoint needs besides the weights, the config and the step, so that `go_on` can continue it."""
+    return {
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "ema_updates": trainer.ema.updates,
+        "rows": trainer.rows,
+        "best": trainer.best,
+        "sums": trainer.sums.cpu(),
+        "skipped": trainer.skipped.item(),
+        "streak": trainer.streak.item(),
+        "train_images": len(trainer.batches.indices),
+        "train_greys": greys(trainer),
+    }
+
+
+def go_on(trainer, state):
+    """Continue in `trainer`, which has made no step yet, from what `checkpoint.load` returned for last.pth in its folder.
+
+    Raises UserError, and says what to do, if something is missing or damaged or if the data is not the run's.
+    """
+    path = trainer.folder / "last.pth"
+    if "optimizer" not in state:
+        raise UserError(f"{path}: made for sampling, it cannot be resumed")
+    refuse_other_data(trainer, state, path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the one line below says it all
+            put_back(trainer, state, path)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
+        raise UserError(f"{path}: what resuming needs is missing or damaged ({reason})") from error
+
+
+def put_back(trainer, state, path):
+    """Copy `state` into the trainer."""
+    checkpoint.load_weights(trainer.model, state["model"], path)
+    checkpoint.load_weights(trainer.ema.model, state["ema"], path)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    for p, moments in trainer.optimizer.state.items():
+        if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == p.shape:
+            raise ValueError("a moment of the optimiser has another shape than its weight")
+    if trainer.scaler.is_enabled() and state["scaler"]:
+        trainer.scaler.load_state_dict(state["scaler"])
+    trainer.ema.updates = int(state["ema_updates"])
+    trainer.step = trainer.saved = state["step"]
+    trainer.best = float(state["best"])
+    trainer.rows = [{name: value + 0 for name, value in row.items()} for row in state["rows"]]  # + 0: only numbers
+    trainer.sums.copy_(state["sums"])
+    trainer.skipped.fill_(state["skipped"])
+    trainer.streak.fill_(state["streak"])
+
+
+def greys(trainer):
+    """The mean grey levels of all training images, or of 1,000 to 2,000: by them the data is known again."""
+    some = trainer.batches.indices[:: max(1, len(trainer.batches.indices) // 1000)]
+    return torch.tensor([trainer.images.pixels[i].mean() for i in some])
+
+
+def refuse_other_data(trainer, state, path):
+    """Raise UserError if the data is not that of the saved run: in number, grey levels or classes."""
+    images, cure = len(trainer.batches.indices), "bring them back or start a new run with --out"
+    if (before := state.get("train_images")) != images:
+        raise UserError(f"the data has changed: {images} training images, {before} when {path} was saved; {cure}")
+    # another decoder may round otherwise; a picture that was exchanged has another mean
+    before, now = state.get("train_greys"), greys(trainer)
+    if before is not None and (before.shape != now.shape or (before - now).abs().max() > 2):
+        raise UserError(f"the data has changed: other pictures than when {path} was saved; {cure}")
+    if (before := state["classes"]) != trainer.classes:  # a folder renamed: the labels would mean other things
+        raise UserError(
+            f"the data has changed: classes {', '.join(trainer.classes)}; they were {', '.join(before)} "
+            f"when {path} was saved; {cure}"
+        )
