@@ -30,16 +30,16 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    channels: int = 128  # channels at the first level
-    channel_mults: tuple[int, ...] = (1, 2, 2, 2)  # times `channels`, one entry a level; each level halves H and W
-    num_res_blocks: int = 2  # ResBlocks in each encoder level
+    channels: int = 128  # channels at the first stage
+    channel_mults: tuple[int, ...] = (1, 2, 2, 2)  # times `channels`, one entry a stage; each stage halves H and W
+    num_res_blocks: int = 2  # ResBlocks in each stage of the encoder
     mid_blocks: int = 2  # ResBlocks in the middle, the first with attention after it
-    decoder_blocks: tuple[int, ...] = ()  # ResBlocks in each decoder level; () = num_res_blocks + 1 everywhere
+    decoder_blocks: tuple[int, ...] = ()  # ResBlocks in each stage of the decoder; () = num_res_blocks + 1
     attention_resolutions: tuple[int, ...] = (16,)  # softmax attention where the feature map's short side is this
     linear_attention_resolutions: tuple[int, ...] = ()  # linear attention there instead
     heads: int = 1  # attention heads
     dropout: float = 0.1
-    scale_shift: bool = False  # the noise level scales and shifts what a ResBlock has normalised, not shifts it before
+    scale_shift: bool = False  # the embedding scales and shifts after the norm, and does not only shift before it
     patch: int = 1  # the network works on patch x patch blocks of pixels: H / patch by W / patch
     num_classes: int = 0  # 0 = no labels
     grad_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
@@ -66,7 +66,7 @@ class Train:
     batch_size: int = 128  # images in one forward pass, over all processes together
     accumulate: int = 1  # forward passes for each optimiser step
     lr: float = 2e-4
-    lr_schedule: str = "constant"  # constant | cosine (falls to 0 at the last step), after the warm-up
+    lr_schedule: str = "constant"  # constant | cosine (falls, to be 0 after the last step), after the warm-up
     warmup_steps: int = 0  # the learning rate rises linearly over these
     clip_norm: float = 1.0  # largest gradient norm; 0 = no clipping
     ema_decay: float = 0.9999
@@ -75,9 +75,8 @@ class Train:
     eval_every: int = 1000  # steps between evaluations: validation, sample grid, best.pth, last.pth
     val_images: int = 512  # held-out images in one validation, each with its own timestep; repeated if there are fewer
     distance_images: int = 0  # pictures compared with the data at each evaluation (slow; see evaluation/); 0 = none
-    distance_features: str = (
-        "random"  # what is compared: random | pixels | inception (FID, KID; drawn as precise as trained)
-    )
+    # what is compared: random | pixels | inception (FID, KID; drawn as precise as trained)
+    distance_features: str = "random"
     max_skips: int = 20  # stop after so many steps in a row whose gradient is not finite (every 10th step looks back)
     seed: int = 0
 

@@ -30,7 +30,7 @@ def note(trainer):
 
 
 def go_on(trainer, state):
-    """Continue in `trainer`, which has made no step yet, from what `checkpoint.load` returned for last.pth in its folder.
+    """Continue in `trainer`, which has made no step yet, from what `checkpoint.load` returned for its last.pth.
 
     Raises UserError, and says what to do, if something is missing or damaged or if the data is not the run's.
     """
