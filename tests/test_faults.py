@@ -541,6 +541,11 @@ def test_a_file_of_the_users_is_not_replaced_by_a_figure_but_an_earlier_figure_i
     assert written == set(Path("mine/.written").read_text().split())  # every file that it writes is claimed
 
 
+def test_figures_of_several_lessons_share_a_folder(program, run_folder):
+    lessons = [("explore", name, "--ckpt", run_folder, "--out", "all") for name in ("denoise", "schedules", "denoise")]
+    assert [program(*argv)[0] for argv in lessons] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("argv", [("evaluate", "nearest", "-n", 2), ("explore", "seeds")])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(program, run_folder, monkeypatch, argv):
     monkeypatch.setattr("lessons.lab.Lab.denoiser", lambda *_, **__: pytest.fail("it began"))

@@ -19,7 +19,7 @@ def test_the_spiral_is_learned():
     """Untrained noise is 0.43 away in the mean; and all of the spiral is reached."""
     torch.manual_seed(0)
     *_, step = minimal.draw(*minimal.train())
-    assert step.t == 0 and to_spiral(step.x).mean() < 0.03 and to_spiral(step.x).quantile(0.95) < 0.15
+    assert step.t == 0 and to_spiral(step.x).mean() < 0.03 and to_spiral(step.x).quantile(0.95) < 0.1
     assert torch.cdist(minimal.spiral(1000), step.x).min(dim=1).values.max() < 0.15
 
 

@@ -294,6 +294,32 @@ def test_guidance_one_and_zero_are_exact_and_cost_one_evaluation():
         assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])
 
 
+@pytest.mark.parametrize("process", variants.PROCESSES)
+@pytest.mark.parametrize("guidance", [0.5, 3.0])
+def test_both_halves_of_guidance_see_the_same_pictures_at_the_same_level(process, guidance):
+    """One evaluation of a network with a null class is two of a function without; and all defaults are as they say."""
+
+    def function(x, t, y):
+        label = torch.full_like(t, 5) if y is None else y
+        said = 0.02 * ((label + 1).view(-1, 1, 1, 1) * x + t.view(-1, 1, 1, 1))  # so small that nothing is clipped
+        return torch.cat([said, x], dim=1) if process == "learned_variance" else said
+
+    class Network:
+        null_class = 5
+
+        def __call__(self, x, t, y):
+            return function(x, t, y)
+
+    d = variants.from_config(Diffusion(process=process, T=40, schedule="cosine"))
+    x_t, y = images(3, 1, 2, 2), torch.tensor([1, 2, 3])
+    for one, two in zip(*(d.denoiser(f, y, guidance=guidance)(x_t, 20) for f in (Network(), function))):
+        assert_close(one, two)
+    for default, given in zip(
+        d.denoiser(function, y)(x_t, 20), d.denoiser(function, y, guidance=1.0, clip=True)(x_t, 20)
+    ):
+        assert torch.equal(default, given)
+
+
 def test_both_halves_of_guidance_are_one_evaluation():
     network = Labelled(null_class=5)
     GaussianDiffusion(SCHEDULE).denoiser(network, torch.tensor([1]), guidance=2.0)(images(1, 1, 2, 2), 20)
