@@ -45,4 +45,5 @@ def langevin(denoise, schedule, x, t, snr, z):
     # ε = 2 α (r ‖z‖ / ‖g‖)²: the pull ε g is then √α r times as long as the push √(2ε) z             Score SDE Alg. 5
     ratio = z.flatten(1).norm(dim=1) / g.flatten(1).norm(dim=1)
     step = column(2 * (1 - schedule.betas[t]) * (snr * ratio) ** 2, x)
+    # On N(0, 1), whose score is -x, this is (1-ε) x + √(2ε) z, at rest at the variance 1 / (1 - ε/2): a little wide.
     return x + step * g + (2 * step).sqrt() * z  # corrector                                          Score SDE Alg. 3
