@@ -123,8 +123,8 @@ class GaussianDiffusion:
     def _weights(self):
         """(T+1,) weight of the squared error at each t.
 
-        Weight 1 on the error in ε is weight SNR on the error in x_0: the nearly clean levels, where SNR is huge, count
-        for nearly everything in it.  γ is the most that any level may count.
+        Weight 1 on the error in ε is weight SNR on the error in x_0, so the nearly clean levels, where SNR is huge,
+        count far more than the others.  γ is the most that any may count.
         """
         ab = self.schedule.alpha_bar
         if self.min_snr_gamma is None:
@@ -133,7 +133,8 @@ class GaussianDiffusion:
         # ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²,  ‖v - v̂‖² = (SNR + 1) ‖x_0 - x̂_0‖²
         snr = self.schedule.snr
         per_error = {"eps": snr, "x0": torch.ones_like(ab), "v": snr + 1}[self.prediction]
-        weight = snr.clamp(max=self.min_snr_gamma) / per_error  # for x0 and v about SNR near T, so next to nothing
+        # so ε has the weight min(1, γ/SNR), x_0 min(SNR, γ), v min(SNR, γ) / (SNR + 1)
+        weight = snr.clamp(max=self.min_snr_gamma) / per_error
         weight[0] = 0.0  # no noise, nothing to learn
         return weight
 

@@ -1,6 +1,6 @@
 """How fast does a picture turn into noise?
 
-A schedule says how much noise each of the T forward steps adds (β_t) and how much of the picture's energy is left
+A schedule says how much noise each of the T forward steps adds (β_t) and how much of the picture's variance is left
 after t of them (ᾱ_t).  Ho et al. 2020 ("DDPM") use a line; Nichol & Dhariwal 2021 ("iDDPM") a cosine, which destroys
 the picture more evenly.  Read next: process.py.
 
