@@ -55,7 +55,9 @@ def parser():
     p.add_argument("--preset", metavar="NAME", help=f"what to train (default {DEFAULT}; see --list-presets)")
     p.add_argument("--list-presets", action="store_true", help="say what each preset is, and stop")
     p.add_argument("--data", type=cli.place, metavar="PATH", help="folder or zip of images; short for --data.source")
-    p.add_argument("--out", type=cli.place, metavar="DIR", help="run folder (default ckpt/PRESET)")
+    p.add_argument(
+        "--out", type=cli.place, metavar="DIR", help="run folder (default ckpt/PRESET); of --verify: of its grid"
+    )
     p.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
     p.add_argument("--dry-run", action="store_true", help="two steps of everything in a temporary folder, and stop")
     what = "write the averaged weights of the run, small, to share; and stop"

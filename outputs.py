@@ -48,7 +48,7 @@ def claimed(out, names):
     Refuses as `prepare` does.  What was written is noted in CLAIMS: that much the next call may replace.
     """
     there, note = opened(out), out / CLAIMS
-    ours = set(note.read_text().splitlines()) if note.is_file() else set()
+    ours = set(note.read_text(errors="replace").splitlines()) if note.is_file() else set()
     _refuse(out, (there & names) - ours)
     try:
         yield
