@@ -102,11 +102,12 @@ def main(argv):
     if is_ours(args.out):  # a run has a loss.png, too
         raise UserError(f"--out {args.out}: it holds a run; choose another folder")
     lab = Lab.open(path, device, args.weights, args.seed)
-    out = Path(args.out) / f"{args.lesson}{'.gif' if lesson is between.morph else '.png'}"
+    ending, save = (".gif", pictures.save_gif) if lesson is between.morph else (".png", figure.save_png)
+    out = Path(args.out) / f"{args.lesson}{ending}"
     with claimed(out.parent, {out.name}), figure.style():
         print(lab.origin)
         result = lesson(lab, **{name: getattr(args, name) for name in options(lesson)})
-        put(out, pictures.save_gif if lesson is between.morph else figure.save_png, result)
+        put(out, save, result)
     print(what_to_look_for(lesson))
     print(out)
     return 0
