@@ -2,12 +2,12 @@
 
 A `Config` is frozen, made of five plain sections, and travels inside each checkpoint; so a checkpoint alone is
 enough to sample.  Any field can be given on the command line by its dotted name: `--train.lr 2e-4`.
-Presets are at the end of the file.  Imports nothing of ours.  Read next: main.py.
+First the sections, then the presets, then how text and dictionaries become a Config.  Imports nothing of ours.
+Read next: check.py for what cannot work, main.py.
 """
 
 import dataclasses
 import difflib
-import math
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -100,226 +100,6 @@ class Config:
 
 
 SECTIONS = {"data": Data, "model": Model, "diffusion": Diffusion, "train": Train, "sample": Sample}
-
-# What edm brings with it, and the defaults that then stand in the config in place of a preset's.
-BRINGS = {f"diffusion.{f.name}": f.default for f in dataclasses.fields(Diffusion) if f.name not in ("process", "T")}
-
-
-# ---------------------------------------------------------------- text and dictionaries <-> Config
-
-
-def did_you_mean(word, known):
-    """` (did you mean X?)`, or nothing when no known word is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
-def field_types():
-    """{"train.lr": float, ...}: every field of every section by its dotted name."""
-    return {f"{s}.{k}": v for s, cls in SECTIONS.items() for k, v in typing.get_type_hints(cls).items()}
-
-
-def field_of(config, name):
-    """The value of the field with this dotted name."""
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)
-
-
-def parse_value(name, text):
-    """The command line's `text` as the type of field `name`.  Raises UserError if it is not one."""
-    kind = field_types()[name]
-    try:
-        if typing.get_origin(kind) is tuple:
-            fixed = ... not in typing.get_args(kind)  # a height and a width: 64x48 will do, too
-            values = (text.replace("x", ",") if fixed else text).split(",") if text.strip() else ()
-            values = tuple(int(v) for v in values)
-            if fixed and len(values) == 1:
-                values *= len(typing.get_args(kind))  # --data.size 64 is 64x64
-            if fixed and len(values) != len(typing.get_args(kind)):
-                raise ValueError
-            return values
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if isinstance(kind, types.UnionType):
-            return None if text.lower() == "none" else float(text)
-        return kind(text)
-    except (ValueError, KeyError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "")
-        wanted = wanted or ("a number or none" if isinstance(kind, types.UnionType) else "whole numbers like 32,32")
-        raise UserError(f"--{name} {text}: expected {wanted}") from None
-
-
-def override(config, values):
-    """`config` with {"train.lr": 2e-4, ...} replaced.  A budget in epochs replaces one in steps, edm what it BRINGS."""
-    if "train.epochs" in values and "train.steps" not in values:
-        values = {**values, "train.steps": 0}
-    if values.get("diffusion.process", config.diffusion.process) == "edm":
-        for name in values:
-            if name in BRINGS:
-                raise UserError(f"--{name}: --diffusion.process edm brings its own; leave one of the two out")
-        values = {**values, **BRINGS}
-    if values.get("diffusion.schedule", config.diffusion.schedule) == "cosine":
-        for name in ("diffusion.beta_start", "diffusion.beta_end"):
-            if name in values:
-                raise UserError(f"--{name}: the cosine schedule has none; leave it out, or take the linear one")
-    for name, value in values.items():
-        section, key = name.split(".")
-        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
-    return config
-
-
-def to_dict(config):
-    """Nested plain dictionaries and lists: what config.json and checkpoints hold."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(saved):
-    """The Config that `to_dict` wrote.  Raises UserError for a field that this version does not know."""
-    if not isinstance(saved, dict):
-        raise UserError("its config is not a table of settings")
-    types_of, parts = field_types(), {}
-    for section, cls in SECTIONS.items():
-        values = saved.get(section, {})
-        if not isinstance(values, dict):
-            raise UserError(f"its config has no section {section}")
-        for key, value in values.items():
-            name = f"{section}.{key}"
-            if name not in types_of:
-                raise UserError(f"its config has an unknown field {name}{did_you_mean(name, types_of)}")
-            if not _is_a(value, types_of[name]):
-                raise UserError(f"its config field {name} has the value {value!r}, which is of the wrong type")
-        parts[section] = cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
-    for key in saved:
-        if key not in SECTIONS and key != "name":
-            raise UserError(f"its config has an unknown section {key}{did_you_mean(str(key), SECTIONS)}")
-    return Config(name=str(saved.get("name", "")), **parts)
-
-
-def _is_a(value, kind):
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, (list, tuple)) and all(type(v) is int for v in value)
-    if isinstance(kind, types.UnionType):
-        return value is None or type(value) in (int, float)
-    return type(value) in ((int, float) if kind is float else (kind,))
-
-
-# ---------------------------------------------------------------- what cannot work is refused before it is built
-
-
-LARGEST = {  # beyond these a typing error, or a hostile checkpoint, would fill the memory or never end
-    **dict.fromkeys(("data.size", "model.channels", "model.num_classes", "sample.n"), 2**16),
-    **dict.fromkeys(("model.channel_mults", "model.patch", "model.heads"), 2**10),
-    **dict.fromkeys(("model.num_res_blocks", "model.mid_blocks", "model.decoder_blocks"), 2**8),
-    **dict.fromkeys(("train.batch_size", "train.accumulate", "train.val_images", "diffusion.T"), 2**20),
-    "data.count": 2**24,
-}
-
-
-def check(config):
-    """Raise UserError for the first setting that cannot work, naming the flag and what would.  Returns `config`."""
-    d, m, f, t, s = config.data, config.model, config.diffusion, config.train, config.sample
-
-    def need(ok, name, wanted):
-        if not ok:
-            raise UserError(f"--{name} {field_of(config, name)}: expected {wanted}")
-
-    def one_of(name, *choices):
-        value = field_of(config, name)
-        need(value in choices, name, " or ".join(choices) + did_you_mean(value, choices))
-
-    for name in field_types():  # nan and inf parse as floats and help nobody
-        value = field_of(config, name)
-        need(not isinstance(value, float) or math.isfinite(value), name, "a finite number")
-        numbers = value if isinstance(value, tuple) else (value,)
-        most = LARGEST.get(name, 10**12)
-        need(all(isinstance(n, (str, type(None))) or n <= most for n in numbers), name, f"at most {most:,}")
-    one_of("diffusion.process", "gaussian", "learned_variance", "edm")
-    one_of("diffusion.schedule", "linear", "cosine")
-    one_of("diffusion.prediction", "eps", "x0", "v")
-    one_of("train.lr_schedule", "constant", "cosine")
-    one_of("train.ema_warmup", "ratio", "power", "none")
-    need(d.channels in (1, 3, 4), "data.channels", "1 (grey), 3 (RGB) or 4 (RGBA)")
-    need(len(d.size) == 2 and min(d.size) >= 1, "data.size", "height,width in pixels")
-    need(d.count >= 1, "data.count", "at least 1")
-    need(0 < d.val_fraction < 1, "data.val_fraction", "a share between 0 and 1")
-    need(d.seed >= 0, "data.seed", "0 or more")
-    need(m.channels >= 4 and m.channels % 4 == 0, "model.channels", "a multiple of 4")
-    need(len(m.channel_mults) >= 1 and min(m.channel_mults) >= 1, "model.channel_mults", "one or more positive numbers")
-    need(m.num_res_blocks >= 1, "model.num_res_blocks", "at least 1")
-    need(m.mid_blocks >= 0, "model.mid_blocks", "0 or more")
-    blocks_fit = all(0 <= b <= m.num_res_blocks + 1 for b in m.decoder_blocks)
-    need(
-        not m.decoder_blocks or (len(m.decoder_blocks) == len(m.channel_mults) and blocks_fit),
-        "model.decoder_blocks",
-        f"{len(m.channel_mults)} numbers between 0 and {m.num_res_blocks + 1}, or none at all",
-    )
-    need(m.heads >= 1 and m.channels % m.heads == 0, "model.heads", f"a divisor of --model.channels {m.channels}")
-    need(0 <= m.dropout < 1, "model.dropout", "a share from 0 up to 1")
-    need(m.patch >= 1, "model.patch", "at least 1")
-    need(m.num_classes >= 0, "model.num_classes", "0 or more")
-    need(f.T >= 1, "diffusion.T", "at least 1")
-    need(f.process == "gaussian" or f.T > 1, "diffusion.T", f"at least 2 with --diffusion.process {f.process}")
-    need(0 < f.beta_start < 1, "diffusion.beta_start", "a number between 0 and 1")
-    need(f.beta_end < 1, "diffusion.beta_end", "less than 1")
-    need(f.beta_start <= f.beta_end, "diffusion.beta_start", f"beta_start <= beta_end, which is {f.beta_end:g}")
-    if (
-        f.schedule == "linear" and f.process != "edm"
-    ):  # ᾱ_T = Π (1-β_t); divided by a √ᾱ_T much smaller than this allows, float32 overflows
-        rise = (f.beta_end - f.beta_start) / max(1, f.T - 1)
-        left = sum(math.log1p(-f.beta_start - i * rise) for i in range(f.T)) / math.log(10)
-        need(left > -60, "diffusion.beta_end", f"less, or a smaller --diffusion.T: ᾱ at its end would be 1e{left:.0f}")
-    need(
-        not f.zero_terminal_snr or (f.prediction != "eps" and f.T > 1),
-        "diffusion.zero_terminal_snr",
-        "false, or T > 1 and --diffusion.prediction v or x0: at T the noise alone says nothing of the picture",
-    )
-    need(
-        not f.zero_terminal_snr or f.min_snr_gamma is None,
-        "diffusion.min_snr_gamma",
-        "none, with --diffusion.zero_terminal_snr true: it would weigh T with 0, the level for which that is made",
-    )
-    need(f.min_snr_gamma is None or f.min_snr_gamma > 0, "diffusion.min_snr_gamma", "a positive number or none")
-    need(t.steps >= 0 and t.epochs >= 0, "train.steps" if t.steps < 0 else "train.epochs", "0 or more")
-    need(t.steps or t.epochs, "train.steps", "a budget: --train.steps N or --train.epochs N")
-    for name in ("batch_size", "accumulate", "eval_every", "max_skips"):
-        need(getattr(t, name) >= 1, f"train.{name}", "at least 1")
-    need(t.val_images >= 4, "train.val_images", "at least 4")
-    need(t.distance_images == 0 or t.distance_images >= 2, "train.distance_images", "0 (never) or at least 2")
-    one_of("train.distance_features", "random", "pixels", "inception")
-    need(
-        t.distance_images == 0 or t.distance_features != "random" or max(d.size) > 4,
-        "train.distance_features",
-        "pixels: of pictures of 4 x 4 pixels or fewer the random ones see no texture",
-    )
-    need(t.lr > 0, "train.lr", "a positive number")
-    need(t.warmup_steps >= 0, "train.warmup_steps", "0 or more")
-    need(t.clip_norm >= 0, "train.clip_norm", "0 (off) or more")
-    need(0 <= t.ema_decay < 1, "train.ema_decay", "a number from 0 up to 1")
-    need(0 <= t.label_dropout <= 1, "train.label_dropout", "a share between 0 and 1")
-    need(
-        t.label_dropout < 1 or not m.num_classes,
-        "train.label_dropout",
-        "less than 1, or no class would ever be learned; for a network without classes: --model.num_classes 0",
-    )
-    need(t.seed >= 0, "train.seed", "0 or more")
-    need(1 <= s.steps <= f.T, "sample.steps", f"1 to --diffusion.T {f.T}")
-    need(0 <= s.eta <= 1, "sample.eta", "a number from 0 to 1")
-    need(s.guidance >= 0, "sample.guidance", "0 or more")
-    need(s.guidance == 1 or m.num_classes, "sample.guidance", "1, as the model has no classes")
-    need(
-        s.guidance == 1 or t.label_dropout > 0,
-        "train.label_dropout",
-        f"more than 0, as --sample.guidance {s.guidance:g} needs a network that knows both with a label and without",
-    )
-    need(s.n >= 1, "sample.n", "at least 1")
-    unit = size_multiple(m)
-    for side in d.size:
-        if side % unit:
-            low = side // unit * unit
-            near = " or ".join(str(v) for v in (low, low + unit) if v)
-            shape = "x".join(str(v) for v in d.size)
-            raise UserError(f"--data.size {shape}: the network needs multiples of {unit}; nearest to {side}: {near}")
-    return config
 
 
 def attended(config):
@@ -477,3 +257,111 @@ ABOUT = {
     "data-centre GPU.",
     "smoke": "A run of seconds, for tests: eight textiles and a tiny network.",
 }
+
+
+# ---------------------------------------------------------------- text and dictionaries <-> Config
+
+# What edm brings with it, and the defaults that then stand in the config in place of a preset's.
+BRINGS = {f"diffusion.{f.name}": f.default for f in dataclasses.fields(Diffusion) if f.name not in ("process", "T")}
+
+
+def did_you_mean(word, known):
+    """` (did you mean X?)`, or nothing when no known word is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def field_types():
+    """{"train.lr": float, ...}: every field of every section by its dotted name."""
+    return {f"{s}.{k}": v for s, cls in SECTIONS.items() for k, v in typing.get_type_hints(cls).items()}
+
+
+def field_of(config, name):
+    """The value of the field with this dotted name."""
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def parse_value(name, text):
+    """The command line's `text` as the type of field `name`.  Raises UserError if it is not one."""
+    kind = field_types()[name]
+    try:
+        if typing.get_origin(kind) is tuple:
+            fixed = ... not in typing.get_args(kind)  # a height and a width: 64x48 will do, too
+            values = (text.replace("x", ",") if fixed else text).split(",") if text.strip() else ()
+            values = tuple(int(v) for v in values)
+            if fixed and len(values) == 1:
+                values *= len(typing.get_args(kind))  # --data.size 64 is 64x64
+            if fixed and len(values) != len(typing.get_args(kind)):
+                raise ValueError
+            return values
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if isinstance(kind, types.UnionType):
+            return None if text.lower() == "none" else float(text)
+        return kind(text)
+    except (ValueError, KeyError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "")
+        wanted = wanted or ("a number or none" if isinstance(kind, types.UnionType) else "whole numbers like 32,32")
+        raise UserError(f"--{name} {text}: expected {wanted}") from None
+
+
+def to_text(value):
+    """What the command line would say for this value: `parse_value` the other way round."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def override(config, values):
+    """`config` with {"train.lr": 2e-4, ...} replaced.  A budget in epochs replaces one in steps, edm what it BRINGS."""
+    if "train.epochs" in values and "train.steps" not in values:
+        values = {**values, "train.steps": 0}
+    if values.get("diffusion.process", config.diffusion.process) == "edm":
+        for name in values:
+            if name in BRINGS:
+                raise UserError(f"--{name}: --diffusion.process edm brings its own; leave one of the two out")
+        values = {**values, **BRINGS}
+    if values.get("diffusion.schedule", config.diffusion.schedule) == "cosine":
+        for name in ("diffusion.beta_start", "diffusion.beta_end"):
+            if name in values:
+                raise UserError(f"--{name}: the cosine schedule has none; leave it out, or take the linear one")
+    for name, value in values.items():
+        section, key = name.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+    return config
+
+
+def to_dict(config):
+    """Nested plain dictionaries and lists: what config.json and checkpoints hold."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(saved):
+    """The Config that `to_dict` wrote.  Raises UserError for a field that this version does not know."""
+    if not isinstance(saved, dict):
+        raise UserError("its config is not a table of settings")
+    types_of, parts = field_types(), {}
+    for section, cls in SECTIONS.items():
+        values = saved.get(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"its config has no section {section}")
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            if name not in types_of:
+                raise UserError(f"its config has an unknown field {name}{did_you_mean(name, types_of)}")
+            if not _is_a(value, types_of[name]):
+                raise UserError(f"its config field {name} has the value {value!r}, which is of the wrong type")
+        parts[section] = cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+    for key in saved:
+        if key not in SECTIONS and key != "name":
+            raise UserError(f"its config has an unknown section {key}{did_you_mean(str(key), SECTIONS)}")
+    return Config(name=str(saved.get("name", "")), **parts)
+
+
+def _is_a(value, kind):
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, (list, tuple)) and all(type(v) is int for v in value)
+    if isinstance(kind, types.UnionType):
+        return value is None or type(value) in (int, float)
+    return type(value) in ((int, float) if kind is float else (kind,))

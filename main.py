@@ -20,18 +20,19 @@ import cli
 import processes
 import resume
 from board import Board
+from check import check
 from config import (
     ABOUT,
     PRESETS,
     UserError,
     attended,
-    check,
     did_you_mean,
     field_of,
     field_types,
     override,
     parse_value,
     to_dict,
+    to_text,
 )
 from dataset import pictures, sources
 from files import is_ours, locked, put
@@ -78,13 +79,9 @@ def _fields():
     lines = ["fields of the config (config.py explains each), with the values of the default preset:"]
     for section, values in to_dict(PRESETS[DEFAULT]).items():
         if isinstance(values, dict):
-            text = ", ".join(f"--{section}.{k}\0{_shown(v)}" for k, v in values.items())
+            text = ", ".join(f"--{section}.{k}\0{shlex.quote(to_text(v))}" for k, v in values.items())
             lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines).replace("\0", " ")  # so that no line ends between a flag and its value
-
-
-def _shown(value):
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value).lower()
 
 
 def chosen(args):

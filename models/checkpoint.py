@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from config import UserError, check, from_dict, out_channels, to_dict
+from check import check
+from config import UserError, from_dict, out_channels, to_dict
 from files import put
 from models.unet import UNet
 

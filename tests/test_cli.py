@@ -27,7 +27,8 @@ import main
 import processes
 import sampling
 from benchmarks import kill
-from config import PRESETS, Sample, UserError, check, field_types, override, parse_value
+from check import check
+from config import PRESETS, Sample, UserError, field_of, field_types, override, parse_value, to_text
 from dataset import pictures, sources
 from dataset.pixels import to_uint8
 from diffusion import variants
@@ -272,7 +273,7 @@ MAIN_MISTAKES = [
     (["--model.channel_mults", "1,x"], "--model.channel_mults 1,x: expected whole numbers"),
     (["--model.channel_mults", "1x2"], "--model.channel_mults 1x2: expected whole numbers"),
     (["--model.channel_mults", "1,2,"], "--model.channel_mults 1,2,: expected whole numbers"),
-    (["--model.channel_mults", ""], "--model.channel_mults ()"),
+    (["--model.channel_mults", ""], "--model.channel_mults ''"),
     (["--data.size", "32x"], "--data.size 32x: expected whole numbers"),
     (["--model.heads", "3"], "divisor"),
     (["--model.dropout", "1"], "--model.dropout"),
@@ -449,6 +450,13 @@ def test_values_are_parsed_by_the_type_of_the_field():
     assert [parse_value("data.flip", word) for word in ("true", "1", "Yes")] == [True] * 3
     assert [parse_value("data.flip", word) for word in ("false", "0", "No")] == [False] * 3
     assert parse_value("diffusion.min_snr_gamma", "none") is None
+
+
+def test_every_value_can_be_typed_as_it_is_shown():
+    for config in (*PRESETS.values(), override(PRESETS["smoke"], {"data.source": "data/My Cars"})):
+        for name in field_types():
+            value = field_of(config, name)
+            assert parse_value(name, to_text(value)) == value, name
 
 
 def test_every_preset_passes_its_own_check():

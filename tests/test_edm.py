@@ -8,6 +8,7 @@ from oracles import normal, seeded
 from torch.testing import assert_close
 
 import config
+from check import check
 from diffusion import bound, variants
 from diffusion.edm import EDM, MEAN, SIGMA_DATA, STD, level_of, sigma_at
 from diffusion.invert import invert
@@ -285,7 +286,7 @@ def test_the_trainer_teaches_real_levels_and_validates_on_whole_ones(program, mo
 
 
 def test_edm_replaces_what_a_preset_says_and_refuses_what_the_user_says(program):
-    found = config.check(config.override(config.PRESETS["textiles"], {"diffusion.process": "edm", "diffusion.T": 200}))
+    found = check(config.override(config.PRESETS["textiles"], {"diffusion.process": "edm", "diffusion.T": 200}))
     assert found.diffusion == config.Diffusion(process="edm", T=200)
     for flag, value in (
         ("prediction", "v"),

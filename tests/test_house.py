@@ -14,10 +14,12 @@ SOURCES = sorted(
 )
 README = (ROOT / "README.md").read_text()
 ROOMS = ("diffusion", "models", "dataset", "evaluation")
+BASE = ("config", "files", "cli", "processes", "outputs")  # what every program may use
 
 # who may import what of ours; the rooms know the config and themselves
 ALLOWED = {
     "config": set(),
+    "check": {"config"},
     "files": {"config"},
     "cli": {"config"},
     "processes": {"config"},
@@ -27,14 +29,14 @@ ALLOWED = {
     "views": {"config", "files", "dataset"},
     "resume": {"config", "models"},
     "trainer": {"config", "files", "resume", "processes", "views", *ROOMS},
-    "main": {"config", "files", "cli", "processes", "board", "outputs", "trainer", "resume", "generate", *ROOMS},
+    "main": {*BASE, "check", "board", "trainer", "resume", "generate", *ROOMS},
     "minimal": {"cli", "outputs", "diffusion", "models"},
-    "explore": {"config", "files", "cli", "processes", "outputs", "lessons", *ROOMS},
+    "explore": {*BASE, "lessons", *ROOMS},
     "lessons": {"config", "cli", "sampling", "lessons", *ROOMS},
-    **{key: {"config", "files", "cli", "processes", "sampling", "outputs", *ROOMS} for key in ("generate", "edit")},
-    "evaluate": {"config", "files", "cli", "processes", "sampling", "outputs", "measures", *ROOMS},
+    **{key: {*BASE, "sampling", *ROOMS} for key in ("generate", "edit")},
+    "evaluate": {*BASE, "sampling", "measures", *ROOMS},
     "measures": {"config", "files", "cli", "processes", "sampling", "measures", *ROOMS},
-    **{room: {"config", "files", room} for room in ROOMS},
+    **{room: {"config", "check", "files", room} for room in ROOMS},
 }
 OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
 PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "pytest", "PIL"}
