@@ -1,8 +1,8 @@
 """What does a second look at the end of each step buy?
 
-Divided by √ᾱ, x_t is x̄ = x̂_0 + σε̂, σ = √((1-ᾱ)/ᾱ), and the noise-free way back is dx̄/dσ = ε̂ (sde.py).  DDIM follows its
+Divided by √ᾱ, x_t is x̄ = x̂_0 + σε̂, σ = √((1-ᾱ)/ᾱ), and the noise-free way back is dx̄/dσ = ε̂ (ode.py).  DDIM follows its
 slope from the start of a step (Euler).  Heun's method, as in Karras et al. 2022 ("EDM"), asks again at the end and
-takes the mean of both slopes: second order, at two evaluations a step.  Read next: sde.py, where the equation is from.
+takes the mean of both slopes: second order, at two evaluations a step.  Read next: ode.py, where the equation is from.
 
 EDM writes x for our x̄, and D(x; σ) for the guess x̂_0.
 """

@@ -6,7 +6,7 @@ back down, `ddim`, then returns the picture, up to an error that falls as steps 
 
 import torch
 
-from diffusion.sde import angles
+from diffusion.ode import angles
 from diffusion.steps import Step, adjacent
 
 

@@ -2,13 +2,13 @@
 
 A predictor steps to the next noise level, inexactly.  A corrector then stays on that level and takes some steps of
 Langevin dynamics, whose resting state, for small steps, is the level's own distribution, whatever came before.  Song
-et al. 2021 ("Score SDE") pair the two.  All they need is the score ∇ log p_t(x) = -ε̂ / √(1-ᾱ_t); see sde.py.
+et al. 2021 ("Score SDE") pair the two.  All they need is the score ∇ log p_t(x) = -ε̂ / √(1-ᾱ_t); see ode.py.
 """
 
 import torch
 
+from diffusion.ode import score
 from diffusion.process import column, q_posterior
-from diffusion.sde import score
 from diffusion.steps import Step, adjacent
 
 

@@ -197,7 +197,7 @@ class GaussianDiffusion:
     def guide(self, conditional, unconditional, guidance):
         """Go on from the unconditional output through the conditional one.
 
-        ε̂ is -√(1-ᾱ_t) times the score ∇ log p(x_t), see sde.py, and ∇ log p(x | y) - ∇ log p(x) = ∇ log p(y | x) by
+        ε̂ is -√(1-ᾱ_t) times the score ∇ log p(x_t), see ode.py, and ∇ log p(x | y) - ∇ log p(x) = ∇ log p(y | x) by
         Bayes' rule, so ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take it out of x_t, as noise is, leads to where the
         label is more probable.  More than 1 goes further that way than the data does: clearer motifs, less variety.
         """

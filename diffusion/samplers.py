@@ -14,9 +14,9 @@ import torch
 
 from diffusion.dpmpp import dpmpp
 from diffusion.heun import heun
+from diffusion.ode import ode
 from diffusion.pc import pc
 from diffusion.process import q_posterior
-from diffusion.sde import ode
 from diffusion.steps import Step, adjacent, reverse_variance
 
 

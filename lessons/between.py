@@ -85,7 +85,7 @@ def interpolate(lab, levels=(), mixtures=7, picture=0, other=1, steps=None, data
         "two real pictures (left and right), noised to level t with one noise, mixed there, and denoised",
         row_names=[f"t = {t}" for t in levels],
         column_names=[f"{1 - w:.0%} + {w:.0%}" for w in ratios],
-    )[0]
+    )
 
 
 def meet(lab, a, b, t, ratios, timesteps):

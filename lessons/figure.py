@@ -83,7 +83,7 @@ def longest(names):
 
 
 def wall(rows, title, subtitle="", *, row_names=(), column_names=(), below=0, widest=110):
-    """(figure, axes): pictures (R, K, C, H, W) in [-1, 1] under a title, each row and column named.
+    """A Figure of pictures (R, K, C, H, W) in [-1, 1] under a title, each row and column named.
 
     below: pixels left free under the pictures, for plots.  widest: no picture becomes wider than this many pixels.
     """
@@ -106,7 +106,7 @@ def wall(rows, title, subtitle="", *, row_names=(), column_names=(), below=0, wi
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return figure, axes
+    return figure
 
 
 def save_png(file, figure):

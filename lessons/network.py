@@ -72,7 +72,7 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
         heat = F.interpolate(heat / heat.amax(dim=(-2, -1), keepdim=True), (H, W), mode="nearest")
         # dark where the pixel does not look, the picture itself where it looks most
         rows.append(torch.cat([x0_hat, -1 + (x0_hat + 1) * (DARK + (1 - DARK) * heat)]))
-    fig, axes = figure.wall(
+    fig = figure.wall(
         torch.stack(rows),
         "What does a pixel look at?",
         f"layer {layer}, {h} x {w} places, at t = {level}; bright: looked at, square: the place that looks",
@@ -80,13 +80,13 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
         column_names=[r"guess $\hat{x}_0$", *(f"head {i + 1}" for i in range(len(weights)))],
         widest=160,
     )
-    sheet_h, sheet_w = axes.images[0].get_array().shape[:2]
+    sheet_h, sheet_w = fig.axes[0].images[0].get_array().shape[:2]
     cell_h, cell_w = (sheet_h + figure.GAP) / places, (sheet_w + figure.GAP) / (len(weights) + 1)
     box_h, box_w = (cell_h - figure.GAP) / h, (cell_w - figure.GAP) / w
     for i, (row, column) in enumerate(asked):
         for j in range(len(weights) + 1):
             corner = j * cell_w + column * box_w - 0.5, i * cell_h + row * box_h - 0.5
-            axes.add_patch(Rectangle(corner, box_w, box_h, fill=False, edgecolor="#ff2d55", linewidth=2))
+            fig.axes[0].add_patch(Rectangle(corner, box_w, box_h, fill=False, edgecolor="#ff2d55", linewidth=2))
     return fig
 
 
@@ -115,7 +115,7 @@ def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data
     )
     rows = torch.cat([made[:n, None], photos.train[indices[:n]]], dim=1)
     names = lab.named(y) or [""] * n
-    fig, _ = figure.wall(
+    fig = figure.wall(
         from_uint8(rows.transpose(0, 1)),
         "Has it learned, or memorised?",
         f"top: made; below: the nearest of {len(photos.train):,} training pictures of {photos.name}; "

@@ -36,7 +36,7 @@ def forward(lab, levels=(), picture=0, data=None):
         "one picture, one noise; below each t: the share of the picture's variance that is left, linear and cosine",
         row_names=names,
         column_names=columns,
-    )[0]
+    )
 
 
 def schedules(lab):

@@ -46,7 +46,7 @@ def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, da
         "above: a walk from pure noise with its guesses; below: a real picture, noised to t and guessed in one jump",
         row_names=["walk: $x_t$", r"its guess $\hat{x}_0$", "real: $x_t$", r"its guess $\hat{x}_0$"],
         column_names=[f"t = {t}" for t in columns],
-    )[0]
+    )
 
 
 def steps(lab, counts=(), n=4, label=None, guidance=None):
@@ -70,7 +70,7 @@ def steps(lab, counts=(), n=4, label=None, guidance=None):
     print("steps  seconds a picture  distance to the full chain (rms, pixels in -1..1)")
     for count, spent, distance in zip(counts, seconds, [*distances, 0.0]):
         print(f"{count:>5}  {spent:>17.2f}  {distance:.4f}")
-    fig, _ = figure.wall(
+    fig = figure.wall(
         torch.stack(found, dim=1),
         "How many steps does it take?",
         "each row begins with the same noise; DDIM without fresh noise",
@@ -114,7 +114,7 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
         row_names=lab.named(y),
         column_names=names,
         widest=130,
-    )[0]
+    )
 
 
 def eta(lab, etas=(0.0, 0.25, 0.5, 0.75, 1.0), draws=4, steps=None, label=None, guidance=None):
@@ -146,7 +146,7 @@ def eta(lab, etas=(0.0, 0.25, 0.5, 0.75, 1.0), draws=4, steps=None, label=None, 
         row_names=[f"draw {i + 1}" for i in range(draws)],
         column_names=[f"η = {value:g}" for value in etas],
         widest=130,
-    )[0]
+    )
 
 
 def seeds(lab, n=5, steps=None, guidance=None):
@@ -168,7 +168,7 @@ def seeds(lab, n=5, steps=None, guidance=None):
         "rows share the noise, columns the label",
         row_names=[f"seed {s}" for s in range(lab.seed, lab.seed + n)],
         column_names=lab.classes,
-    )[0]
+    )
 
 
 def guidance(lab, scales=(0.0, 1.0, 1.5, 3.0, 6.0, 12.0), steps=None):
@@ -190,4 +190,4 @@ def guidance(lab, scales=(0.0, 1.0, 1.5, 3.0, 6.0, 12.0), steps=None):
         "columns share noise and label; 1 is the conditional prediction, 0 the unconditional one",
         row_names=[f"scale {s:g}" for s in scales],
         column_names=lab.classes,
-    )[0]
+    )

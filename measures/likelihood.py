@@ -1,6 +1,6 @@
 """How many bits does the model need for each number of a picture it has not seen?
 
-By the sampler's bound, diffusion/bound.py, or by the differential equation, diffusion/sde.py.
+By the sampler's bound, diffusion/bound.py, or by the differential equation, diffusion/ode.py.
 """
 
 import sys
@@ -12,7 +12,7 @@ import sampling
 from config import UserError
 from dataset import reference
 from dataset.pixels import from_uint8
-from diffusion import bound, sde
+from diffusion import bound, ode
 from diffusion.steps import image_noise
 from measures.table import write_csv
 
@@ -107,7 +107,7 @@ def bpd(subject, args, out):
 
 
 def loglik(subject, args, out):
-    """Likelihood under the probability-flow ODE, in bits per dimension.  What the figure is: sde.bits_per_dim."""
+    """Likelihood under the probability-flow ODE, in bits per dimension.  What the figure is: ode.bits_per_dim."""
     images, facts = to_be_coded(subject, args)
     schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
     n = len(images.pixels)
@@ -127,7 +127,7 @@ def loglik(subject, args, out):
                     reached = t
                 return network(x, t)
 
-            draws.append(sde.bits_per_dim(denoise, schedule, x_0, noise, tol=args.tol))
+            draws.append(ode.bits_per_dim(denoise, schedule, x_0, noise, tol=args.tol))
         return torch.stack(draws, dim=1)  # (B, probes)
 
     with subject.bar(-(-n // subject.batch_size) * args.probes * T, "level") as bar:

@@ -26,7 +26,7 @@ import sampling
 from config import PRESETS, UserError, override
 from dataset import pictures, reference, sources, textiles
 from dataset.pixels import from_uint8, to_uint8
-from diffusion import bound, samplers, sde
+from diffusion import bound, ode, samplers
 from diffusion.process import GaussianDiffusion, q_posterior
 from diffusion.schedule import from_betas, linear
 from diffusion.steps import image_noise, spaced, spaced_logsnr, spaced_rho
@@ -349,7 +349,7 @@ def test_the_likelihood_of_gaussian_data_in_bits_is_its_cross_entropy_at_level_1
     """Level 1 is far from the data here: asked of the picture as it is, not of one that is scaled or noised to it."""
     schedule = from_betas(torch.full((400,), 0.03, dtype=torch.float64))
     x_0 = ((normal(4, 1, 100, 100) * STD + MU) * 127.5).round() / 127.5  # rounded as grey levels are, without ends
-    bits = sde.bits_per_dim(gaussian(schedule, MU, STD), schedule, x_0, seeded(), tol=1e-5)
+    bits = ode.bits_per_dim(gaussian(schedule, MU, STD), schedule, x_0, seeded(), tol=1e-5)
     noise = seeded()
     x = x_0 + (torch.special.ndtr(noise(x_0)) - 0.5) / 127.5
     assert_close(bits, bits_at_level_1(schedule, x).flatten(1).mean(1), rtol=0, atol=1e-3)
@@ -365,7 +365,7 @@ def test_the_likelihood_is_the_entropy_of_rounded_data_where_the_density_is_smoo
     k = ((normal(4, 1, 100, 100) * STD + MU) * 127.5).round() / 127.5
     own = -torch.log2(torch.special.ndtr((k + 1 / 255 - MU) / STD) - torch.special.ndtr((k - 1 / 255 - MU) / STD))
     gap = (
-        sde.bits_per_dim(gaussian(schedule, MU, STD), schedule, k, seeded(), tol=1e-5) - own.flatten(1).mean(1)
+        ode.bits_per_dim(gaussian(schedule, MU, STD), schedule, k, seeded(), tol=1e-5) - own.flatten(1).mean(1)
     ).mean()
     assert abs(gap.item()) < 2e-3
 
@@ -1106,7 +1106,7 @@ def test_the_protocol_says_what_was_asked_for(program, awake, name, more):
 
 def test_the_likelihood_is_solved_to_the_tolerance_asked_for(program, run_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(sde, "integrate", lambda f, x, a, b, tol: seen.append(tol) or x)
+    monkeypatch.setattr(ode, "integrate", lambda f, x, a, b, tol: seen.append(tol) or x)
     measure(program, run_folder, "loglik", "-n", 2, "--tol", 0.25)
     assert set(seen) == {0.25}
 

@@ -442,7 +442,7 @@ def test_at_eta_zero_every_draw_is_the_same_picture_and_at_one_it_is_not(lab):
 
 def test_a_wall_keeps_every_pixel_as_a_whole_square():
     rows = normal(2, 3, 3, 4, 4).clamp(-1, 1)
-    _, axes = figure.wall(rows, "title", row_names=["a", "b"], column_names=["x", "y", "z"], widest=40)
+    (axes,) = figure.wall(rows, "title", row_names=["a", "b"], column_names=["x", "y", "z"], widest=40).axes
     pictures = cells(axes.images[0].get_array(), 2, 3)
     assert pictures.shape == (2, 3, 40, 40, 3)
     assert (pictures[:, :, ::10, ::10] == figure.visible(rows).permute(0, 1, 3, 4, 2).numpy()).all()
@@ -471,7 +471,7 @@ def test_grey_and_transparent_pictures_are_shown_too(channels):
 
 def test_a_class_named_in_any_script_is_drawn_without_a_warning(tmp_path, recwarn):
     with figure.style():
-        fig, _ = figure.wall(torch.zeros(1, 1, 3, 4, 4), "t", column_names=["織物"], widest=40)
+        fig = figure.wall(torch.zeros(1, 1, 3, 4, 4), "t", column_names=["織物"], widest=40)
         figure.save_png(tmp_path / "wall.png", fig)
     assert not recwarn.list
 
@@ -718,9 +718,9 @@ def test_memorise_shows_made_pictures_over_their_nearest_and_measures_many_made_
 
 def test_the_file_of_a_figure_has_its_colours(tmp_path):
     picture = torch.tensor([1.0, -1.0, 0.0]).view(1, 1, 3, 1, 1).expand(1, 1, 3, 4, 4)
-    fig, axes = figure.wall(picture, "t", widest=40)
+    fig = figure.wall(picture, "t", widest=40)
     figure.save_png(tmp_path / "wall.png", fig)
-    image, box = np.asarray(Image.open(tmp_path / "wall.png")), axes.get_window_extent()
+    image, box = np.asarray(Image.open(tmp_path / "wall.png")), fig.axes[0].get_window_extent()
     x, y = round(box.x0 + box.width / 2), image.shape[0] - round(box.y0 + box.height / 2)
     assert image[y, x].tolist() == [255, 0, 128]
 

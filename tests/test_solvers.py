@@ -14,11 +14,11 @@ from oracles import gaussian, last, normal, oracle, seeded
 from torch.testing import assert_close
 
 from benchmarks.convergence import FINE, MEANS, START, STDS, WEIGHTS, measure, mixture, transport
+from diffusion.ode import integrate, log_likelihood, score, velocity
 from diffusion.pc import langevin
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp, heun, ode, pc
 from diffusion.schedule import Schedule, cosine, linear
-from diffusion.sde import integrate, log_likelihood, score, velocity
 from diffusion.steps import _even, spaced, spaced_logsnr, spaced_rho
 
 SCHEDULES = {"linear": linear(), "cosine": cosine(), "fine": FINE}
