@@ -195,24 +195,6 @@ def find_checkpoint(ckpt, preset):
     return SHIPPED
 
 
-def find_label(text, classes, num_classes):
-    """The label that --label names: a number, None for the null class, or "each" for all in turn."""
-    if not num_classes:
-        if text not in (None, "none"):
-            raise UserError(f"--label {text}: the model has no classes; leave it out")
-        return None
-    if text is None:
-        return "each"
-    if text == "none":
-        return None
-    if text in classes:
-        return classes.index(text)
-    if text.isdecimal() and int(text) < num_classes:
-        return int(text)
-    names = ", ".join(f"{i} {c}" for i, c in enumerate(classes))
-    raise UserError(f"--label {text}: unknown{did_you_mean(text, classes)}; there are 0 to {num_classes - 1}: {names}")
-
-
 def keep_memory():
     """Let the C library keep freed memory for the next tensor, instead of giving it back to the system each time.
 

@@ -19,15 +19,34 @@ import sampling
 from config import UserError
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
-from diffusion import variants
 from diffusion.inpaint import inpaint
 from diffusion.invert import invert
 from diffusion.samplers import SAMPLERS
 from diffusion.steps import image_noise, last, spaced
 from files import put
-from models import checkpoint
+from models.checkpoint import digest
+from painter import Painter
 
 MASKS = ("left", "right", "top", "bottom", "center", "border")
+OPTIONS = {  # command -> {option of its own: how its flag is declared}
+    "inpaint": {
+        "mask": {
+            "type": cli.place,
+            "metavar": "PIC|" + "|".join(MASKS),
+            "default": "center",
+            "help": "what to draw anew: one of these, or where PIC is white",
+        },
+        "jump": {"type": cli.whole(1), "metavar": "J", "default": 5, "help": "levels in one stretch (default 5)"},
+        "resamples": {"type": cli.whole(1), "metavar": "R", "default": 5, "help": "walks of each stretch (default 5)"},
+    },
+    "img2img": {
+        "level": {"type": cli.whole(1), "metavar": "T", "help": "noise added first, 1..T (default half of T)"},
+        "sampler": {"choices": SAMPLERS, "default": "ddim", "help": "from there (default ddim)"},
+    },
+    "invert": {
+        "refine": {"type": cli.whole(0), "metavar": "K", "default": 0, "help": "repeats of each step (default 0)"},
+    },
+}
 
 
 def parser():
@@ -51,33 +70,8 @@ def parser():
             "--guidance", type=cli.number(), metavar="S", help="with a label (default: the checkpoint's own)"
         )
         s.add_argument("--out", type=cli.place, metavar="DIR", help=f"folder for the pictures (default out/{name})")
-        if name == "inpaint":
-            s.add_argument(
-                "--mask",
-                type=cli.place,
-                metavar="PIC|" + "|".join(MASKS),
-                default="center",
-                help="what to draw anew: one of these, or where PIC is white",
-            )
-            s.add_argument(
-                "--jump", type=cli.whole(1), default=5, metavar="J", help="levels in one stretch (default 5)"
-            )
-            s.add_argument(
-                "--resamples",
-                type=cli.whole(1),
-                default=5,
-                metavar="R",
-                help="how often each stretch is walked (default 5)",
-            )
-        if name == "img2img":
-            s.add_argument(
-                "--level", type=cli.whole(1), metavar="T", help="noise added first, 1..T (default half of T)"
-            )
-            s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="from there (default ddim)")
-        if name == "invert":
-            s.add_argument(
-                "--refine", type=cli.whole(0), default=0, metavar="K", help="repeats of each step (default 0)"
-            )
+        for option, declared in OPTIONS[name].items():
+            s.add_argument(f"--{option}", **declared)
     return p
 
 
@@ -86,29 +80,25 @@ def main(argv):
     args = parser().parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
     device = processes.choose_device(args.device)
-    model, config, state = checkpoint.load_model(path, device, args.weights)
-    diffusion = variants.from_config(config.diffusion).to(device)
-    steps = cli.check_level("--steps", args.steps or config.sample.steps, diffusion.T)
-    label = sampling.find_label(args.label, config, state, path)
-    if args.guidance is not None and label is None:
-        raise UserError("--guidance: there is nothing to guide by without a class; give one with --label NAME")
-    guidance = config.sample.guidance if args.guidance is None else args.guidance
-    sampling.check_null_class(config, label, guidance, path)
+    painter = Painter.open(path, device, args.weights)
+    config, diffusion = painter.config, painter.diffusion
+    steps = cli.check_level("--steps", args.steps or config.sample.steps, painter.T)
+    guidance = painter.usual_guidance(args.guidance, painter.find_label(args.label) is not None)
     originals = read(args, config.data)
-    y = sampling.labels(label, range(len(originals)), config.model.num_classes, device)
+    y = painter.labels(args.label, range(len(originals)))
     # Unclipped for inversion: its ε̂ must come from the whole path, and clipping is not undone on the way back.
-    denoise = diffusion.denoiser(model, y, guidance=guidance, clip=args.command != "invert")
+    denoise = diffusion.denoiser(painter.model, y, guidance=guidance, clip=args.command != "invert")
     x_0 = from_uint8(originals).to(device)
     noise = image_noise(args.seed, range(len(originals)))
     out = Path(args.out or Path("out") / args.command)
     outputs.prepare(out, {"command": args.command, "n": len(originals)}, names)
-    print(f"{path}: preset {config.name}, step {state['step']:,}, {args.weights} weights, {device}")
+    print(f"{painter.origin}, {device}")
     sample = replace(config.sample, steps=steps)
     middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, sample)
     settings = {
-        "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "weights": args.weights,
+        "checkpoint": str(path), "checkpoint_sha256": digest(path), "weights": args.weights,
         "command": args.command, "image": args.image, "n": len(originals), "steps": steps, "seed": args.seed,
-        "label": args.label, "guidance": guidance if label is not None else None, **facts,
+        "label": args.label, "guidance": guidance if y is not None else None, **facts,
     }  # fmt: skip
     middle, after = to_uint8(middle).cpu(), to_uint8(after).cpu()
     write(out, originals, middle, after, pictures.readable_scale(config.data.size), settings)

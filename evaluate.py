@@ -17,7 +17,6 @@ import processes
 import sampling
 from config import UserError
 from dataset import reference
-from diffusion import variants
 from diffusion.samplers import SAMPLERS
 from evaluation import features
 from files import put
@@ -28,6 +27,7 @@ from measures.speed import STEPS, speed
 from measures.subject import Subject
 from models import checkpoint
 from outputs import claimed
+from painter import Painter
 
 COMMANDS = {"fid": fid, "kid": kid, "bpd": bpd, "loglik": loglik, "nearest": nearest, "speed": speed, "sweep": sweep}
 FILES = {  # that a command writes beside COMMAND.json
@@ -114,30 +114,25 @@ def main(argv):
     if args.command != "speed":  # a figure is of float32 on a GPU too, whose convolutions would round to TF32
         torch.backends.cudnn.allow_tf32 = False
     with processes.joined(args.device) as group, contextlib.ExitStack() as held:
-        model, config, state = checkpoint.load_model(path, group.device, args.weights)
-        if args.command != "speed" and args.data is not None:
-            config = replace(config, data=replace(config.data, source=args.data))
-        diffusion = variants.from_config(config.diffusion).to(group.device)
-        guidance = getattr(args, "guidance", 1.0)
-        if guidance not in (None, 1.0) and not config.model.num_classes:
-            raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
-        guidance = config.sample.guidance if guidance is None else guidance
-        sampling.check_null_class(config, "each", guidance, path, "leave --guidance out")
         size = args.n if args.command == "speed" else args.batch_size
         running = {name: getattr(args, name) for name in ("precision", "compile") if name in args}
-        model = torch.compile(model) if running.get("compile") else model
+        painter = Painter.open(path, group.device, args.weights, args.seed, running.get("compile", False))
+        guidance = painter.usual_guidance(getattr(args, "guidance", None), bool(painter.classes))
+        if args.command != "speed" and args.data is not None:
+            data = replace(painter.config.data, source=args.data)
+            painter = replace(painter, config=replace(painter.config, data=data))
         precision = running.get("precision", "fp32")
-        subject = Subject(path, model, config, state, diffusion, group, args.seed, size, guidance, precision)
+        subject = Subject(**vars(painter), group=group, batch_size=size, guidance=guidance, precision=precision)
         out = Path(args.out or Path("out") / args.command)
         names = {f"{args.command}.json", *FILES.get(args.command, ())}
         group.main_only(lambda: held.enter_context(claimed(out, names)))
         if group.main:
-            print(f"{path}: preset {config.name}, step {state['step']:,}, {args.weights} weights, {group.device}")
+            print(f"{painter.origin}, {group.device}")
         with torch.no_grad():
             protocol, figures = COMMANDS[args.command](subject, args, out)
         if group.main:
             common = {
-                "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
+                "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": painter.step,
                 "weights": args.weights, "device": str(group.device), "processes": group.world,
                 "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": size, **running,
             }  # fmt: skip

@@ -18,11 +18,10 @@ import sampling
 from config import UserError
 from dataset import pictures
 from dataset.pixels import to_uint8
-from diffusion import variants
 from diffusion.samplers import SAMPLERS
-from diffusion.steps import begin, counted
 from files import put
-from models import checkpoint
+from models.checkpoint import digest
+from painter import Painter
 
 FRAMES = 40  # of --gif, at most
 WORK = 16  # pictures in one batch by default
@@ -90,23 +89,16 @@ def main(argv):
 
 def generate(args, path, group):
     """Check what is asked for against the checkpoint, sample, write.  Several processes share the batches."""
-    model, config, state = checkpoint.load_model(path, group.device, args.weights)
-    diffusion = variants.from_config(config.diffusion).to(group.device)
-    schedule, T, classes = diffusion.schedule, diffusion.T, config.model.num_classes
-    model = torch.compile(model) if args.compile else model
+    painter = Painter.open(path, group.device, args.weights, args.seed, args.compile)
+    config = painter.config
 
-    steps = cli.check_level("--steps", args.steps or sampling.usual_steps(args.sampler, config), T)
+    steps = cli.check_level("--steps", args.steps or sampling.usual_steps(args.sampler, config), painter.T)
     options = {name: getattr(args, name) for name in sampling.options_of(args.sampler)}
     if "eta" in options and args.eta is None:
         options["eta"] = config.sample.eta
     sampling.check_variance(options.get("variance"), config, path)
-    label = sampling.find_label(args.label, config, state, path)
-    if args.guidance is not None and label is None:
-        why = "without a class" if classes else "as the model has no classes"
-        raise UserError(f"{path}: --guidance: there is nothing to guide by {why}; leave it out")
-    guidance = (config.sample.guidance if label is not None else 1.0) if args.guidance is None else args.guidance
-    sampling.check_null_class(config, label, guidance, path)
-    timesteps, of_sampler = sampling.plan(schedule, steps, options)
+    guidance = painter.usual_guidance(args.guidance, painter.find_label(args.label) is not None)
+    timesteps, of_sampler = sampling.plan(painter.schedule, steps, options)
 
     frames = pictures.evenly(0, steps, FRAMES) if args.gif else []
     columns = pictures.evenly(1, steps, sampling.STAGES) if args.strip else []
@@ -117,18 +109,14 @@ def generate(args, path, group):
     out = Path(args.out or Path("out") / args.sampler)
     group.main_only(lambda: outputs.prepare(out, {"sampler": args.sampler, "n": args.n}, names))
     if group.main:
-        print(f"{path}: preset {config.name}, step {state['step']:,}, {args.weights} weights")
+        print(painter.origin)
         compiled = ", compiled" if args.compile else ""
         what = "stages shown" if args.sampler == "ode" else "steps"  # it chooses its own
         print(f"{args.sampler}, {steps} {what}, {group.device}, {args.precision}{compiled}")
 
     def walk(numbers):
-        """(x_T, the walk from it, the list of its network evaluations) of the pictures with these numbers."""
-        x, noise = begin(args.seed, numbers, (config.data.channels, *config.data.size), group.device)
-        y = sampling.labels(label, numbers, classes, group.device)
-        denoise, calls = counted(diffusion.denoiser(model, y, guidance=guidance, clip=not args.no_clip))
-        sampler = SAMPLERS[args.sampler]
-        return x, sampler(denoise, schedule, x, timesteps=timesteps, noise_like=noise, **of_sampler), calls
+        how = {"label": args.label, "guidance": guidance, "clip": not args.no_clip}
+        return painter.walk(args.sampler, numbers, timesteps, of_sampler, **how)
 
     found, kept, evaluations = sample(args, group, walk, steps, {*frames, *columns})
     evaluations = max(group.gather(evaluations))
@@ -139,7 +127,7 @@ def generate(args, path, group):
         return 0
     whole = {start: images for share in shares for start, images in share.items()}
     settings = {
-        "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": state["step"],
+        "checkpoint": str(path), "checkpoint_sha256": digest(path), "step": painter.step,
         "weights": args.weights, "sampler": args.sampler,
         "steps": steps, "evaluations": evaluations, **options, "n": args.n, "seed": args.seed,
         "label": args.label, "guidance": guidance, "batch_size": args.batch_size, "clip": not args.no_clip,

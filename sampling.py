@@ -1,10 +1,8 @@
-"""What do the options of a sampler mean, which noise levels does it visit, and which labels is it told?
+"""What do the options of a sampler mean, and which noise levels does it visit?
 
 The answers are the same for all who draw: generate.py, edit.py, evaluate.py and the lessons.  What cannot be asked of
 a checkpoint is refused here, in one line.  Read next: diffusion/samplers.py, whose functions these words steer.
 """
-
-import torch
 
 import cli
 from config import UserError
@@ -110,27 +108,3 @@ def check_variance(variance, config, path):
             f"--variance learned: {path} has learned none; train with --diffusion.process learned_variance, "
             "or choose small or large"
         )
-
-
-def find_label(text, config, state, path):
-    """The label that --label names, as cli.find_label, but a mistake names the checkpoint: is it the one meant?"""
-    try:
-        return cli.find_label(text, state["classes"], config.model.num_classes)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def check_null_class(config, label, guidance, whose, advice="give --label NAME and no --guidance"):
-    """Raise UserError if the null class is asked for and was never trained: its part of the network is still random.
-
-    label: None is the null class, and every guidance but 1 asks for that, too.  whose: the checkpoint, for the line.
-    """
-    if config.model.num_classes and config.train.label_dropout == 0 and (label is None or guidance != 1):
-        raise UserError(f"{whose} never saw a picture without its label (train.label_dropout 0): {advice}")
-
-
-def labels(label, numbers, classes, device):
-    """(B,) labels of the pictures with these numbers, or None.  label: a number, "each" in turn, or None for none."""
-    if label is None:
-        return None
-    return torch.tensor([i % classes if label == "each" else label for i in numbers], device=device)

@@ -37,7 +37,7 @@ EULER = ("ddim", "ddim --spacing logsnr")
 
 def draw(lab, numbers, sampler, levels):
     """Pictures with these numbers at the end of the walk, and the seconds that it took."""
-    (x, noise), y = lab.noise(numbers), lab.labels(None, numbers)
+    (x, noise), y = lab.begin(numbers), lab.labels(None, numbers)
     start = time.perf_counter()
     with torch.no_grad():
         x = last(sampler(lab.denoiser(y), lab.schedule, x, timesteps=levels, noise_like=noise))

@@ -138,7 +138,7 @@ class App(ThreadingHTTPServer):
         options = {"eta": p["eta"]} if sampling.has(p["sampler"], "eta") else {}
         if options:
             sampling.check_eta(lab.schedule, timesteps, p["eta"], flag="eta")
-        x, noise_like = lab.noise(numbers, p["seed"])
+        x, noise_like = lab.begin(numbers, p["seed"])
         denoise = lab.denoiser(y, None if y is None else p["guidance"])
         sampler = SAMPLERS[p["sampler"]]
         steps = sampler(denoise, lab.schedule, x, timesteps=timesteps, noise_like=noise_like, **options)
@@ -154,7 +154,7 @@ class App(ThreadingHTTPServer):
         """The bytes of a PNG: the pictures `where` between the seeds `seed` and `other`."""
         lab, numbers = self.lab(p["checkpoint"]), range(p["n"])
         y, timesteps = lab.labels(p["label"], numbers), lab.spaced(p["steps"])
-        a, b = (lab.noise(numbers, seed)[0] for seed in (p["seed"], p["other"]))
+        a, b = (lab.begin(numbers, seed)[0] for seed in (p["seed"], p["other"]))
         denoise = lab.denoiser(y, None if y is None else p["guidance"])
         x = PATHS[p["along"]](a, b, p["where"])
         return png(last(self.turns(ddim(denoise, lab.schedule, x, timesteps=timesteps))))

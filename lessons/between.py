@@ -59,12 +59,12 @@ def morph(lab, seeds=(0, 1), frames=40, n=4, along="slerp", steps=None, label=No
         raise UserError(f"--seeds {','.join(map(str, seeds))}: a morph needs two seeds or more, like --seeds 0,1")
     numbers = range(n)
     y = lab.labels(label, numbers)
-    stages = path([lab.noise(numbers, seed)[0] for seed in seeds], frames, PATHS[along])
+    stages = path([lab.begin(numbers, seed)[0] for seed in seeds], frames, PATHS[along])
     flat, labels = torch.cat(stages), None if y is None else y.repeat(frames)
     done = []
     for i in range(0, len(flat), WORK):
-        denoise = lab.denoiser(None if labels is None else labels[i : i + WORK], guidance)
-        done.append(last(ddim(denoise, lab.schedule, flat[i : i + WORK], timesteps=lab.spaced(steps))))
+        some = slice(i, i + WORK)
+        done.append(lab.draw(flat[some], None if labels is None else labels[some], steps, guidance))
     films = torch.cat(done).reshape(frames, n, *flat.shape[1:])
     return [pictures.grid(pictures.upscale(figure.visible(film), upscale), columns=min(n, 4)) for film in films]
 
@@ -90,7 +90,7 @@ def interpolate(lab, levels=(), mixtures=7, picture=0, other=1, steps=None, data
 
 def meet(lab, a, b, t, ratios, timesteps):
     """a and b (1, C, H, W) noised to level t with the same noise, mixed in these ratios, and denoised by DDIM."""
-    eps, _ = lab.noise([0])
+    eps, _ = lab.begin([0])
     level = torch.tensor([t], device=lab.device)
     # The same noise on both sides, so that every mixture is noised exactly as much as level t says
     noised = [lab.diffusion.q_sample(x, level, eps) for x in (a, b)]

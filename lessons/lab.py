@@ -11,14 +11,12 @@ from torch import Tensor
 
 import cli
 import sampling
-from config import Config, UserError
+from config import UserError
 from dataset import pictures, sources
 from dataset.pixels import from_uint8
-from diffusion import variants
-from diffusion.process import GaussianDiffusion
-from diffusion.steps import begin
-from models import checkpoint
-from models.unet import UNet
+from diffusion.samplers import ddim
+from diffusion.steps import last
+from painter import Painter
 
 
 @dataclass(frozen=True)
@@ -31,46 +29,8 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Lab:
-    """model: ready to sample.  classes: the names of its labels, maybe none.  seed: of all noise.
-
-    origin: which checkpoint it is, in words.
-    """
-
-    model: UNet
-    config: Config
-    diffusion: GaussianDiffusion
-    classes: tuple[str, ...]
-    device: torch.device
-    seed: int = 0
-    origin: str = ""
-
-    @classmethod
-    def open(cls, path, device="cpu", weights="ema", seed=0):
-        """The lab of one checkpoint.  Raises UserError, naming the file, if it is not one."""
-        model, config, state = checkpoint.load_model(path, device, weights)
-        names = state.get("classes") or [str(i) for i in range(config.model.num_classes)]
-        diffusion = variants.from_config(config.diffusion).to(device)
-        origin = f"{path}: preset {config.name}, step {state['step']:,}, {weights} weights"
-        return cls(model, config, diffusion, tuple(names), torch.device(device), seed, origin)
-
-    @property
-    def schedule(self):
-        return self.diffusion.schedule
-
-    @property
-    def T(self):
-        return self.schedule.T
-
-    def noise(self, numbers, seed=None):
-        """(x_T, noise_like) of the pictures with these numbers, as generate.py draws them."""
-        shape = (self.config.data.channels, *self.config.data.size)
-        return begin(self.seed if seed is None else seed, numbers, shape, self.device)
-
-    def labels(self, label, numbers):
-        """(B,) labels of these pictures, or None.  label: None (all classes in turn), a name, a number or "none"."""
-        chosen = cli.find_label(label, list(self.classes), self.config.model.num_classes)
-        return sampling.labels(chosen, numbers, len(self.classes), self.device)
+class Lab(Painter):
+    """A painter, the pictures that it knows, and what lessons ask again and again."""
 
     def named(self, y):
         """What to write beside pictures with the labels y, if they have any."""
@@ -81,14 +41,7 @@ class Lab:
 
         Raises UserError if there is nothing to guide by, or if the null class is needed and was never trained.
         """
-        if guidance is not None and not self.classes:
-            raise UserError("--guidance: the model has no classes, so there is nothing to guide by; leave it out")
-        if guidance is not None and y is None:
-            raise UserError("--guidance: there is nothing to guide by without a class; leave it out")
-        guidance = self.config.sample.guidance if guidance is None else guidance
-        guidance = 1.0 if y is None else guidance
-        advice = "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance"
-        sampling.check_null_class(self.config, y, guidance, "this checkpoint", advice)
+        guidance = self.usual_guidance(guidance, y is not None)
         return self.diffusion.denoiser(self.model, y, guidance=guidance, clip=clip)
 
     def spaced(self, steps=None, sampler="ddim"):
@@ -96,6 +49,10 @@ class Lab:
         steps = self.config.sample.steps if steps is None else steps
         cli.check_level("--steps", steps, self.T)
         return sampling.plan(self.schedule, steps, sampling.defaults(sampler, eta=0.0))[0]
+
+    def draw(self, x, y=None, steps=None, guidance=None):
+        """The pictures that DDIM without fresh noise makes of the noise x (B, C, H, W); y: their labels, if any."""
+        return last(ddim(self.denoiser(y, guidance), self.schedule, x, timesteps=self.spaced(steps)))
 
     def levels(self, chosen, count=9, low=0):
         """The levels t to show, rising: those `chosen`, or `count` of them spread evenly over low..T."""

@@ -8,7 +8,6 @@ import cli
 from config import UserError
 from dataset.pixels import from_uint8, to_uint8
 from diffusion.samplers import ddim
-from diffusion.steps import last
 from evaluation.nearest import nearest
 from lessons import figure
 from models.attention import Attention, linear_attention, phi
@@ -49,7 +48,7 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
     level = round(0.3 * lab.T) if level is None else level
     cli.check_level("--level", level, lab.T)
     y = lab.labels(label, [0])
-    x, _ = lab.noise([0])
+    x, _ = lab.begin([0])
     denoise = lab.denoiser(y, guidance)
     timesteps = sorted({level, *lab.spaced(steps)}, reverse=True)
     if timesteps[0] > level:
@@ -102,9 +101,8 @@ def memorise(lab, n=6, neighbours=4, steps=None, label=None, guidance=None, data
     many = max(n, 64)  # enough for a histogram; the first n are shown
     for i in range(0, many, 16):
         batch = range(i, i + 16)
-        x, _ = lab.noise(batch)
-        walk = ddim(lab.denoiser(lab.labels(label, batch), guidance), lab.schedule, x, timesteps=lab.spaced(steps))
-        made.append(last(walk).cpu())
+        x, _ = lab.begin(batch)
+        made.append(lab.draw(x, lab.labels(label, batch), steps, guidance).cpu())
     made = to_uint8(torch.cat(made)[:many])
     neighbours = min(neighbours, len(photos.train))
     distances, indices = nearest(made, photos.train, neighbours)

@@ -24,7 +24,7 @@ def forward(lab, levels=(), picture=0, data=None):
     """
     x_0 = lab.photo(picture, data)
     levels = lab.levels(levels)
-    eps, _ = lab.noise([0])
+    eps, _ = lab.begin([0])
     rows, names = [], []
     for name, schedule in both(lab.T).items():
         rows.append(GaussianDiffusion(schedule).q_sample(x_0, torch.tensor(levels), eps))  # all levels at once
@@ -99,7 +99,7 @@ def errors(lab, x_0, levels):
     """{"x0" | "eps" | "v": (levels,)}: the mean squared error of each prediction, the same noise at every level."""
     x_0 = x_0.to(lab.device)
     found = {"x0": [], "eps": [], "v": []}
-    eps, _ = lab.noise(range(len(x_0)))
+    eps, _ = lab.begin(range(len(x_0)))
     denoise = lab.denoiser(clip=False)
     for level in levels:
         t = torch.full((len(x_0),), level, device=lab.device)

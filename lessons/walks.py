@@ -25,7 +25,7 @@ def denoise(lab, levels=(), steps=None, label=None, guidance=None, picture=0, da
     """
     wanted = lab.levels(levels)
     y = lab.labels(label, [0])
-    x, noise_like = lab.noise([0])
+    x, noise_like = lab.begin([0])
     denoiser = lab.denoiser(y, guidance)
     blind = lab.denoiser()  # the class of a photo is not told to the network
     timesteps = sorted({*lab.spaced(steps), *(t for t in wanted if t > 0)}, reverse=True)
@@ -62,9 +62,9 @@ def steps(lab, counts=(), n=4, label=None, guidance=None):
     y = lab.labels(label, numbers)
     found, seconds = [], []
     for count in counts:
-        x, _ = lab.noise(numbers)
+        x, _ = lab.begin(numbers)
         began = time.perf_counter()
-        found.append(last(ddim(lab.denoiser(y, guidance), lab.schedule, x, timesteps=lab.spaced(count))).cpu())
+        found.append(lab.draw(x, y, count, guidance).cpu())
         seconds.append((time.perf_counter() - began) / n)
     distances = [rms(x - found[-1]).mean().item() for x in found[:-1]]
     print("steps  seconds a picture  distance to the full chain (rms, pixels in -1..1)")
@@ -103,7 +103,7 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
     found, names = [], []
     for name, sampler in SAMPLERS.items():
         (denoiser, calls), timesteps = counted(lab.denoiser(y, guidance)), lab.spaced(steps, name)
-        x, noise_like = lab.noise(numbers)
+        x, noise_like = lab.begin(numbers)
         began = time.perf_counter()
         found.append(last(sampler(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)).cpu())
         names.append(f"{name}\n{len(calls)} evaluations\n{(time.perf_counter() - began) / n:.2f} s")
@@ -128,7 +128,7 @@ def eta(lab, etas=(0.0, 0.25, 0.5, 0.75, 1.0), draws=4, steps=None, label=None, 
     columns = []
     for value in etas:
         sampling.check_eta(lab.schedule, timesteps, value, flag="--etas")
-        x, _ = lab.noise([0])
+        x, _ = lab.begin([0])
         fresh = image_noise(lab.seed + 1, range(draws))  # one generator a row: every column draws the same noise
         walk = ddim(
             lab.denoiser(None if y is None else y.repeat(draws), guidance),
@@ -155,13 +155,11 @@ def seeds(lab, n=5, steps=None, guidance=None):
     Go along a row: the noise is the same and the motif changes, but colours and the place of light and dark tend to
     stay.  Go down a column: the label is the same and all else changes: the noise holds what the label leaves open.
     """
-    timesteps, count = lab.spaced(steps), max(1, len(lab.classes))
-    rows = []
+    count, rows = max(1, len(lab.classes)), []
     for seed in range(lab.seed, lab.seed + n):
-        x, _ = lab.noise([0], seed)
+        x, _ = lab.begin([0], seed)
         y = torch.arange(count, device=lab.device) if lab.classes else None
-        walk = ddim(lab.denoiser(y, guidance), lab.schedule, x.repeat(count, 1, 1, 1), timesteps=timesteps)
-        rows.append(last(walk))
+        rows.append(lab.draw(x.repeat(count, 1, 1, 1), y, steps, guidance))
     return figure.wall(
         torch.stack(rows),
         "What does the noise decide, and what the label?",
@@ -179,11 +177,8 @@ def guidance(lab, scales=(0.0, 1.0, 1.5, 3.0, 6.0, 12.0), steps=None):
     """
     if not lab.classes:
         raise UserError("guidance: the model has no classes, so there is nothing to guide by; try another --ckpt")
-    count, timesteps, rows = len(lab.classes), lab.spaced(steps), []
-    for scale in scales:
-        x, _ = lab.noise(range(count))
-        walk = ddim(lab.denoiser(torch.arange(count, device=lab.device), scale), lab.schedule, x, timesteps=timesteps)
-        rows.append(last(walk))
+    (x, _), y = lab.begin(range(len(lab.classes))), torch.arange(len(lab.classes), device=lab.device)
+    rows = [lab.draw(x, y, steps, scale) for scale in scales]
     return figure.wall(
         torch.stack(rows),
         "How loudly is the label spoken?",

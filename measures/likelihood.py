@@ -24,14 +24,14 @@ def to_be_coded(subject, args):
         images = subject.group.main_first(lambda: reference.unseen(data, args.n))
     else:
         images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
-    known = images.labels is not None and list(images.classes) == subject.state["classes"]
+    known = images.labels is not None and list(images.classes) == list(subject.classes)
     split = "unseen" if args.split == "val" else args.split
     n = len(images.pixels)
     if n < args.n and subject.group.main:
         print(f"warning: only {n:,} images are there ({split}), so {n:,} are coded", file=sys.stderr)
     labels = "given" if known and subject.config.model.num_classes else "none"
     if labels == "none":
-        sampling.check_null_class(subject.config, None, 1.0, subject.path, "take --data with the classes that it knows")
+        subject.check_null_class("take --data with the classes that it knows")
     return images, {"data": images.name, "split": split, "images": n, "labels": labels}
 
 

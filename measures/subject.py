@@ -5,7 +5,6 @@ evaluate.py writes into the folder `out`, where the measure's own files go, too.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -13,31 +12,24 @@ from tqdm import tqdm
 import cli
 import processes
 import sampling
-from config import Config, UserError
+from config import UserError
 from dataset.pixels import to_uint8
-from diffusion.process import GaussianDiffusion
-from diffusion.samplers import SAMPLERS
-from diffusion.steps import begin, counted, last
+from diffusion.steps import last
+from painter import Painter
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, kw_only=True)
+class Subject(Painter):
     """A checkpoint ready to be measured, and how."""
 
-    path: Path
-    model: torch.nn.Module
-    config: Config
-    state: dict
-    diffusion: GaussianDiffusion
     group: processes.Processes
-    seed: int
     batch_size: int
     guidance: float
     precision: str  # of the network while it draws; all else is float32
 
     def steps(self, asked):
         """The number of noise levels: as asked for, or the run's own, also for ddpm: all T would take too long."""
-        return cli.check_level("--steps", asked or self.config.sample.steps, self.diffusion.T)
+        return cli.check_level("--steps", asked or self.config.sample.steps, self.T)
 
     def options(self, sampler, steps, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own.
@@ -45,7 +37,7 @@ class Subject:
         Raises UserError if this eta is too large for so many steps: ask before the work, which would be lost.
         """
         options = sampling.defaults(sampler, self.config.sample.eta if eta is None else eta)
-        sampling.plan(self.diffusion.schedule, steps, options)
+        sampling.plan(self.schedule, steps, options)
         return options
 
     def bar(self, total, unit):
@@ -55,12 +47,8 @@ class Subject:
 
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
-        d, classes = self.config.data, self.config.model.num_classes
-        timesteps, options = sampling.plan(self.diffusion.schedule, steps, self.options(sampler, steps, eta))
-        x, noise = begin(self.seed, numbers, (d.channels, *d.size), self.group.device)
-        y = sampling.labels("each" if classes else None, numbers, classes, self.group.device)
-        denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=self.guidance))
-        walk = SAMPLERS[sampler](denoise, self.diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
+        timesteps, options = sampling.plan(self.schedule, steps, self.options(sampler, steps, eta))
+        _, walk, calls = self.walk(sampler, numbers, timesteps, options, guidance=self.guidance)
         with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             x_0 = last(walk)
         if not torch.isfinite(x_0).all():

@@ -436,10 +436,6 @@ def test_a_checkpoint_is_that_of_the_newest_run_unless_one_is_named(tmp_path, mo
         cli.find_checkpoint("ckpt/a", "smoke")
 
 
-def test_a_class_called_by_a_number_comes_before_the_number():
-    assert cli.find_label("1", ("1", "0"), 2) == 0 and cli.find_label("1", ("a", "b"), 2) == 1
-
-
 # ---------------------------------------------------------------- config
 
 

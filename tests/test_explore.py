@@ -239,7 +239,7 @@ def test_lessons_on_labels_refuse_a_network_without_labels():
 
 
 def test_forward_shows_each_schedule_at_each_level(lab):
-    x_0, eps = lab.photo(0), lab.noise([0])[0]
+    x_0, eps = lab.photo(0), lab.begin([0])[0]
     fig = noise.forward(lab, levels=(0, 20, 50))
     left = [[f"{s.alpha_bar[t]:.0%}" for s in noise.both(lab.T).values()] for t in (0, 20, 50)]
     assert names(fig) == [["linear", "cosine"], [f"t = {t}\n{a}  {b}" for t, (a, b) in zip((0, 20, 50), left)]]
@@ -270,7 +270,7 @@ def test_the_three_errors_are_one_error_in_three_units(lab):
 
 def test_the_error_is_the_training_loss(lab):
     x_0, t = from_uint8(lab.photos().train[:4]), 20
-    eps, _ = lab.noise(range(4))
+    eps, _ = lab.begin(range(4))
     expected = lab.diffusion.loss(lab.model, x_0, None, t=torch.full((4,), t), eps=eps).mean()
     assert_close(noise.errors(lab, x_0, [t])[lab.diffusion.prediction][0], expected.item(), rtol=1e-5, atol=0)
 
@@ -678,7 +678,7 @@ def test_attention_walks_to_its_level_as_it_is_told(attentive):
 def test_memorise_recognises_a_copy(lab, monkeypatch, capsys):
     """If the sampler hands out training pictures, the median distance is 0."""
     train = from_uint8(lab.photos().train)
-    monkeypatch.setattr(network, "last", lambda walk: train[torch.arange(16) % len(train)])
+    monkeypatch.setattr(Lab, "draw", lambda *_: train[torch.arange(16) % len(train)])
     network.memorise(lab, n=2, neighbours=1)
     assert "made 0.0," in capsys.readouterr().out
 

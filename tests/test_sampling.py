@@ -11,12 +11,13 @@ import torch
 import cli
 import main
 import sampling
-from config import Config, Diffusion, Sample, UserError
+from config import PRESETS, Config, Diffusion, Sample, UserError
 from dataset import pictures
 from diffusion.samplers import SAMPLERS
 from diffusion.schedule import linear
 from diffusion.steps import spaced, spaced_logsnr
 from lessons.app import App
+from painter import Painter
 
 
 @pytest.fixture(scope="module")
@@ -29,39 +30,30 @@ def told(tmp_path_factory):
 
 
 NEVER = "never saw a picture without its label (train.label_dropout 0): "
+LABELLED = "give --label NAME, or take another --ckpt"
+UNGUIDED = "leave --guidance out, or take another --ckpt"
 
 
 @pytest.mark.parametrize(
     "name, argv, advice",
     [
-        ("generate", ["ddim", "--guidance", "3"], "give --label NAME and no --guidance"),
-        ("generate", ["ddpm", "--guidance", "0", "--label", "stars"], "give --label NAME and no --guidance"),
-        ("generate", ["heun", "--label", "none"], "give --label NAME and no --guidance"),
-        ("edit", ["inpaint"], "give --label NAME and no --guidance"),
-        ("edit", ["img2img", "--label", "stars", "--guidance", "2"], "give --label NAME and no --guidance"),
-        ("edit", ["invert"], "give --label NAME and no --guidance"),
-        ("evaluate", ["fid", "--features", "random", "--guidance", "2"], "leave --guidance out"),
-        ("evaluate", ["speed", "--guidance", "0"], "leave --guidance out"),
-        (
-            "explore",
-            ["steps", "--label", "none"],
-            "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance",
-        ),
-        (
-            "explore",
-            ["samplers", "--guidance", "2"],
-            "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance",
-        ),
-        *(
-            ("explore", [lesson], "try another --ckpt, or, where a lesson takes them, --label NAME and no --guidance")
-            for lesson in ("denoise", "guidance", "interpolate", "loss")  # which ask the null class by themselves
-        ),
+        ("generate", ["ddim", "--guidance", "3"], UNGUIDED),
+        ("generate", ["ddpm", "--guidance", "0", "--label", "stars"], UNGUIDED),
+        ("generate", ["heun", "--label", "none"], LABELLED),
+        ("edit", ["inpaint"], LABELLED),
+        ("edit", ["img2img", "--label", "stars", "--guidance", "2"], UNGUIDED),
+        ("edit", ["invert"], LABELLED),
+        ("evaluate", ["fid", "--features", "random", "--guidance", "2"], UNGUIDED),
+        ("evaluate", ["speed", "--guidance", "0"], UNGUIDED),
+        ("explore", ["steps", "--label", "none"], LABELLED),
+        ("explore", ["samplers", "--guidance", "2"], UNGUIDED),
+        ("explore", ["guidance"], UNGUIDED),  # which guides by itself; the next three leave the label out
+        *(("explore", [lesson], LABELLED) for lesson in ("denoise", "interpolate", "loss")),
     ],
 )
 def test_a_null_class_that_was_never_trained_is_refused_in_one_line(program, told, tmp_path, name, argv, advice):
     code, _, err = program(name, *argv, "--ckpt", told, "--out", "o")
-    whose = "this checkpoint" if name == "explore" else f"{told}/best.pth"
-    assert (code, err) == (2, f"error: {whose} {NEVER}{advice}\n")
+    assert (code, err) == (2, f"error: {told}/best.pth {NEVER}{advice}\n")
     assert not list((tmp_path / "o").glob("*"))
 
 
@@ -145,8 +137,17 @@ def test_an_eta_that_is_too_large_is_named_by_the_flag_it_came_with():
         sampling.check_eta(linear(), spaced(1000, 5), 9.0, flag="--etas")
 
 
+def painter(*classes):
+    return Painter(None, PRESETS["smoke"], None, classes, torch.device("cpu"))
+
+
 def test_labels_are_one_for_all_or_each_class_in_turn_by_the_number_of_the_picture():
-    assert sampling.labels("each", range(2, 6), 3, "cpu").tolist() == [2, 0, 1, 2]
-    assert sampling.labels(1, range(2, 6), 3, "cpu").tolist() == [1] * 4
-    assert sampling.labels("each", [0], 3, "cpu").dtype == torch.long
-    assert sampling.labels(None, range(4), 3, "cpu") is None
+    three = painter("a", "b", "c")
+    assert three.labels(None, range(2, 6)).tolist() == [2, 0, 1, 2]
+    assert three.labels("b", range(2, 6)).tolist() == three.labels("1", range(2, 6)).tolist() == [1] * 4
+    assert three.labels(None, [0]).dtype == torch.long
+    assert three.labels("none", range(4)) is None and painter().labels(None, range(4)) is None
+
+
+def test_a_class_called_by_a_number_comes_before_the_number():
+    assert painter("1", "0").find_label("1") == 0 and painter("a", "b").find_label("1") == 1
