@@ -2,7 +2,7 @@
 
 The loop: take a batch, add noise, predict, step, average, and now and then look at the result and save everything.
 All randomness of step k is a function of (seed, k), so a run that was interrupted goes on as if it had not been.
-The papers: Ho et al. 2020 ("DDPM", Alg. 1).  Read next: resume.py for how it goes on after a stop.
+The papers: Ho et al. 2020 ("DDPM", Alg. 1).  Read next: examine.py, and resume.py for how it goes on after a stop.
 
 Letters: B batch, C channels, H height, W width.
 """
@@ -19,15 +19,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import examine
 import resume
 import views
 from config import UserError, out_channels, to_dict
 from dataset.batches import Batches
-from dataset.pixels import from_uint8, to_uint8
+from dataset.pixels import to_uint8
 from diffusion import variants
-from diffusion.samplers import ddim
-from diffusion.steps import begin, image_noise, spaced
-from evaluation import compare, features
+from evaluation import features
 from files import put
 from models import checkpoint
 from models.ema import EMA
@@ -191,84 +190,6 @@ class Trainer:
 
     # ------------------------------------------------------------------ looking at the result
 
-    @torch.no_grad()
-    def validate(self):
-        """Loss of the EMA weights on fixed images, fixed noise and fixed timesteps spread evenly over 1..T, by quarter.
-
-        Returns {"val_loss", "val_q1", ... "val_q4"}; a change in them is a change of the weights and of nothing else.
-        Where T is less than 4, a quarter may have no level: NaN.
-        """
-        c, p, T = self.config.train, self.processes, self.diffusion.T
-        n = len(self.val)
-        generator = np.random.default_rng((c.seed, 2))
-        t = torch.from_numpy(1 + (generator.permutation(n) + 0.5) * T // n).long()
-        quarter = (t - 1) * 4 // T
-        losses = torch.zeros(n, dtype=torch.float64)
-        size = c.batch_size // p.world
-        for i in range(p.rank * size, n, p.world * size):  # each process takes every world-th batch
-            self._check_stop()
-            some = slice(i, i + size)
-            numbers = self.val[some]
-            x_0 = from_uint8(torch.from_numpy(np.ascontiguousarray(self.images.pixels[numbers])).to(self.device))
-            labelled = self.config.model.num_classes
-            y = torch.from_numpy(self.images.labels[numbers]).to(self.device) if labelled else None
-            eps = image_noise(c.seed, range(i, i + len(x_0)))(x_0)
-            with self.autocast():
-                loss = self.diffusion.loss(self.ema.model, x_0, y, t=t[some].to(self.device), eps=eps)
-            losses[some] = loss.double().cpu()
-        losses = p.sum(losses.to(self.device)).cpu()
-        quarters = {name: losses[quarter == q].mean().item() for q, name in enumerate(views.QUARTERS)}
-        return {"val_loss": losses.mean().item(), **quarters}
-
-    @torch.no_grad()
-    def sample(self, n):
-        """n pictures of the EMA weights from fixed noise, uint8 (n, C, H, W), and the first one's walk: a list of
-        (2, C, H, W), x_t and x0-hat of each stage.
-        """
-        stages = []
-        drawn = self._draw(range(n), lambda s: stages.append(to_uint8(torch.cat([s.x[:1], s.x0[:1]])).cpu()))
-        return torch.cat(drawn), stages
-
-    def _draw(self, numbers, look=lambda stage: None):
-        """Batches of the pictures with these numbers, uint8 on the CPU: in the memory of a training step, whatever n.
-
-        look: is shown each stage of the first batch.
-        """
-        size = self.config.train.batch_size // self.processes.world
-        drawn = []
-        for i in range(0, len(numbers), size):
-            with self.autocast():
-                for stage in self._walk(numbers[i : i + size]):
-                    self._check_stop()
-                    if i == 0:
-                        look(stage)
-            drawn.append(to_uint8(stage.x).cpu())
-        return drawn
-
-    def _walk(self, numbers):
-        """DDIM on the EMA weights for the pictures with these numbers, classes in turn."""
-        c = self.config
-        x, noise = begin(c.train.seed, numbers, (c.data.channels, *c.data.size), self.device)
-        y = torch.tensor(numbers, device=self.device) % c.model.num_classes if c.model.num_classes else None
-        denoise = self.diffusion.denoiser(self.ema.model, y, guidance=c.sample.guidance)
-        levels = spaced(self.diffusion.T, c.sample.steps)
-        return ddim(denoise, self.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
-
-    @torch.no_grad()
-    def distance(self):
-        """Distances of samples and as many training images, under their names: opt-in by train.distance_images."""
-        c, p = self.config.train, self.processes
-        if not c.distance_images:
-            return {}
-        drawn = self._draw(range(p.rank, c.distance_images, p.world))
-        drawn = torch.cat([part for share in p.gather(drawn) for part in share])
-        indices = self.batches.indices
-        n = c.distance_images
-        chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class
-        real = torch.from_numpy(np.ascontiguousarray(self.images.pixels[chosen]))
-        found = compare.compare(drawn, real, self.extract)
-        return {name: found[name] for name in compare.names(c.distance_features)}
-
     def evaluate(self):
         """Validate, sample, write the metrics, and save; best.pth too if the validation loss is the lowest so far."""
         sums = self.processes.sum(self.sums[:1]) / self.processes.world  # each process saw its share of the loss
@@ -280,8 +201,8 @@ class Trainer:
             "step": self.step,
             "epoch": self.step * a_step / len(self.batches.indices),
             "train_loss": sums[0].item() / count,
-            **self.validate(),
-            **self.distance(),
+            **examine.validate(self),
+            **examine.distance(self),
             "lr": lr_at(max(0, self.step - 1), c, self.steps),
             "grad_norm": self.sums[1].item() / count,
             "skipped": int(self.skipped.item()),
@@ -290,7 +211,7 @@ class Trainer:
         if not math.isfinite(row["val_loss"]):
             raise UserError(f"the validation loss is {row['val_loss']}: {self._last_good()}; try a lower --train.lr")
         if self.processes.main:
-            images, stages = self.sample(self.config.sample.n)
+            images, stages = examine.sample(self, self.config.sample.n)
             drawn = views.save_samples(self.folder, self.step, images, stages, self.config.data.size)
             if self.board:
                 self.board.show(row, drawn)
@@ -339,7 +260,7 @@ class Trainer:
                     if self.step % READ_EVERY == 0:
                         self._look(bar)
                     if self.processes.world == 1 or self.step % READ_EVERY == 0:
-                        self._check_stop(everyone=True)
+                        self.check_stop(everyone=True)
             except Interrupted:
                 if self.processes.main:
                     self.save()
@@ -387,7 +308,7 @@ class Trainer:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def _check_stop(self, everyone=False):
+    def check_stop(self, everyone=False):
         """Raise Interrupted if a signal came; with several processes only where `everyone` asks together."""
         stop = self.stop
         if self.processes.world > 1:

@@ -60,7 +60,7 @@ FAULTS = [
     ("the process group held by a default argument", "processes.py", "from torch.distributed.nn import functional", "pass", "tests/test_processes.py"),
     ("the process group held by a network", "processes.py", "gc.collect()", "pass", "tests/test_processes.py"),
     ("accumulated gradients summed, not averaged", "trainer.py", "/ c.accumulate\n", "\n", "tests/test_trainer.py"),
-    ("validation on the raw weights", "trainer.py", "self.diffusion.loss(self.ema.model", "self.diffusion.loss(self.model", "tests/test_trainer.py"),
+    ("validation on the raw weights", "examine.py", "trainer.diffusion.loss(trainer.ema.model", "trainer.diffusion.loss(trainer.model", "tests/test_trainer.py"),
     ("the optimiser forgotten on resume", "resume.py", 'trainer.optimizer.load_state_dict(state["optimizer"])', "pass", "tests/test_trainer.py"),
     ("a poisoned gradient applied", "trainer.py", "self.optimizer.found_inf = bad.float()", "pass", "tests/test_trainer.py"),
     ("random numbers not tied to the step", "trainer.py", "seed_everything(c.seed, k)\n", "pass\n", "tests/test_trainer.py"),

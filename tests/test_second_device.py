@@ -93,6 +93,7 @@ COPIES = f"""
 import sys
 sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]
 from second_device import DEVICE, copies
+import examine
 from config import PRESETS, override
 from dataset import sources
 from processes import Processes
@@ -105,7 +106,7 @@ trainer.train_step(), trainer.train_step()
 copies.clear()
 trainer.train_step()
 print(copies)
-walk = trainer._walk(range(2))
+walk = examine.walk(trainer, range(2))
 next(walk)
 copies.clear()
 print(len(list(walk)), copies)

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
+import examine
 import main
 import processes
 import resume
@@ -212,8 +213,8 @@ def test_another_seed_begins_with_other_weights_and_draws_everything_anew():
     def drawn(seed):
         run, seen = small(f"run{seed}", **{"train.seed": seed, "data.count": 40}), []
         run.diffusion.loss = lambda model, x_0, y, t, eps: seen.append((t, eps)) or torch.zeros(len(t))
-        run.loss(0), run.validate()
-        start = next(run._walk(range(1))).x
+        run.loss(0), examine.validate(run)
+        start = next(examine.walk(run, range(1))).x
         return [run.model.stem.weight, torch.from_numpy(run.batches.numbers(0)), *seen[0], seen[1][1], start]
 
     assert not any(torch.equal(one, other) for one, other in zip(drawn(0), drawn(1)))
@@ -293,15 +294,15 @@ def test_a_run_writes_everything_it_promises(run_folder):
 
 def test_the_validation_loss_is_fixed_and_moves_with_the_ema_weights_only():
     t = small()
-    first = t.validate()
+    first = examine.validate(t)
     torch.manual_seed(123)
-    assert t.validate() == first
+    assert examine.validate(t) == first
     with torch.no_grad():
         t.model.head.bias.add_(1.0)
-    assert t.validate() == first
+    assert examine.validate(t) == first
     with torch.no_grad():
         t.ema.model.head.bias.add_(1.0)
-    assert t.validate()["val_loss"] > first["val_loss"]
+    assert examine.validate(t)["val_loss"] > first["val_loss"]
 
 
 @pytest.mark.parametrize(("n", "expected"), [(8, [4, 10, 16, 22, 29, 35, 41, 47]), (150, sorted([*range(1, 51)] * 3))])
@@ -309,7 +310,7 @@ def test_validation_timesteps_are_spread_evenly_over_1_to_T(n, expected):
     """The middles of n equal parts: two in each quarter of the 50, or each of the 50 three times."""
     t, seen = small(**{"train.val_images": n}), []
     t.ema.model = lambda x, level, y: seen.append(level) or torch.zeros_like(x)
-    t.validate()
+    examine.validate(t)
     assert sorted(torch.cat(seen).tolist()) == expected
 
 
@@ -317,7 +318,7 @@ def test_the_quarters_go_from_little_noise_to_nearly_all_noise():
     """The loss says its own timestep: each of the 50 three times."""
     run = small(**{"train.val_images": 150})
     run.diffusion.loss = lambda model, x_0, y, t, eps: t.double()
-    found = run.validate()
+    found = examine.validate(run)
     assert [found[name] for name in views.QUARTERS] == pytest.approx([7.0, 19.5, 32.0, 44.5])
     assert found["val_loss"] == pytest.approx(25.5)
 
@@ -344,7 +345,7 @@ def test_validation_takes_pictures_from_all_that_were_held_out_and_tells_their_l
     _, held_out = sources.split(t.images, 0.5, 0)
     assert set(t.val) < set(held_out) and len(set(t.val)) == 8 and t.val.max() > held_out[20]
     t.ema.model = lambda x, level, y: seen.append(y) or torch.zeros_like(x)
-    t.validate()
+    examine.validate(t)
     assert torch.cat(seen).tolist() == t.images.labels[t.val].tolist()
 
 
@@ -359,7 +360,7 @@ def test_the_grid_and_the_strip_are_ddim_as_the_config_says():
     noise = image_noise(0, range(3))
     x_T = noise(torch.empty(3, 3, 16, 16))
     steps = list(ddim(denoise, t.diffusion.schedule, x_T, timesteps=spaced(50, 4), eta=0.7, noise_like=noise))
-    images, stages = t.sample(3)
+    images, stages = examine.sample(t, 3)
     assert torch.equal(images, to_uint8(steps[-1].x)) and len(stages) == 4
     for (x, x0), step in zip(stages, steps):
         assert torch.equal(x, to_uint8(step.x[0])) and torch.equal(x0, to_uint8(step.x0[0]))
@@ -378,10 +379,10 @@ def test_a_grid_larger_than_a_batch_is_drawn_in_batches():
 
     t, asked = lively(4), []
     t.ema.model.register_forward_pre_hook(lambda model, inputs: asked.append(len(inputs[0])))
-    images, stages = t.sample(10)
+    images, stages = examine.sample(t, 10)
     assert asked == [4] * 10 + [2] * 5 and len(stages) == 5  # of the first picture alone
     assert torch.equal(stages[-1][0], images[0])
-    assert (images.int() - lively(10).sample(10)[0].int()).abs().max() <= 1
+    assert (images.int() - examine.sample(lively(10), 10)[0].int()).abs().max() <= 1
     assert main.shrink(PRESETS["pokemon"]).sample.n == PRESETS["pokemon"].sample.n  # so --dry-run draws as many
 
 
@@ -410,7 +411,8 @@ def test_a_row_of_the_metrics_is_about_the_steps_since_the_last_one(monkeypatch)
         return slow
 
     monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: clock[0])
-    t.train_step, t.sample, t.save = train_step, slowly(t.sample), slowly(t.save)
+    monkeypatch.setattr(examine, "sample", slowly(examine.sample))
+    t.train_step, t.save = train_step, slowly(t.save)
     t.fit()
     assert [r["step"] for r in t.rows] == [2, 4]
     for row, some in zip(t.rows, (slice(0, 2), slice(2, 4))):
@@ -422,7 +424,7 @@ def test_a_row_of_the_metrics_is_about_the_steps_since_the_last_one(monkeypatch)
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(monkeypatch):
     t = small()
-    monkeypatch.setattr(t, "validate", lambda: {"val_loss": math.nan})
+    monkeypatch.setattr(examine, "validate", lambda _: {"val_loss": math.nan})
     with pytest.raises(UserError, match="the validation loss is nan"):
         t.fit()
 
@@ -490,9 +492,9 @@ def test_several_processes_stop_together_where_all_of_them_ask():
     for others, own in ((1.0, False), (0.0, True)):
         t.processes = SimpleNamespace(world=2, sum=lambda mine, others=others: mine + others)
         t.stop = own
-        t._check_stop()
+        t.check_stop()
         with pytest.raises(trainer_module.Interrupted):
-            t._check_stop(everyone=True)
+            t.check_stop(everyone=True)
 
 
 REAL_STEP = Trainer.train_step
@@ -567,16 +569,16 @@ def test_the_command_to_go_on_has_the_flags_that_no_checkpoint_holds():
 @pytest.mark.parametrize("where", ["validate", "sample"])
 def test_a_signal_during_an_evaluation_is_made_up_for_on_resume(program, tmp_path, monkeypatch, where):
     assert program("main", *SMOKE, "--out", "whole")[0] == 0
-    real = getattr(Trainer, where)
+    real = getattr(examine, where)
 
-    def interrupted(self, *args):
-        if self.step == 8:
+    def interrupted(trainer, *args):
+        if trainer.step == 8:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, *args)
+        return real(trainer, *args)
 
-    monkeypatch.setattr(Trainer, where, interrupted)
+    monkeypatch.setattr(examine, where, interrupted)
     assert program("main", *SMOKE, "--out", "halves")[0] == 130
-    monkeypatch.setattr(Trainer, where, real)
+    monkeypatch.setattr(examine, where, real)
     assert last(tmp_path / "halves")["step"] == 8 and len(last(tmp_path / "halves")["rows"]) == 1
     code, out, _ = program("main", *SMOKE, "--out", "halves", "--resume")
     assert code == 0 and "\nstep       8/8 " in out and "images/s" not in out  # no step was made: no speed
@@ -820,14 +822,14 @@ def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_still_loads(pro
 def test_a_run_folder_that_vanishes_stops_with_one_line(program, monkeypatch):
     import shutil
 
-    real = Trainer.validate
+    real = examine.validate
 
-    def validate(self):
-        if self.step == 8:
-            shutil.rmtree(self.folder)
-        return real(self)
+    def validate(trainer):
+        if trainer.step == 8:
+            shutil.rmtree(trainer.folder)
+        return real(trainer)
 
-    monkeypatch.setattr(Trainer, "validate", validate)
+    monkeypatch.setattr(examine, "validate", validate)
     code, _, err = program("main", *SMOKE)
     assert code == 2 and err.count("\n") == 1 and "cannot write ckpt/smoke" in err
 
@@ -835,7 +837,7 @@ def test_a_run_folder_that_vanishes_stops_with_one_line(program, monkeypatch):
 def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(monkeypatch):
     t = small(**{"train.steps": 8})
     losses = iter([0.5, 0.3, 0.4, 0.6])
-    monkeypatch.setattr(t, "validate", lambda: {"val_loss": next(losses), **dict.fromkeys(views.QUARTERS, 1.0)})
+    monkeypatch.setattr(examine, "validate", lambda _: {"val_loss": next(losses), **dict.fromkeys(views.QUARTERS, 1.0)})
     t.fit()
     assert checkpoint.load(t.folder / "best.pth")[1]["step"] == 4
     assert t.best == 0.3 and last(t.folder)["step"] == 8
@@ -878,22 +880,22 @@ def test_the_distance_of_samples_and_data_is_measured_only_when_asked_for(progra
 
     t = small(**{"data.count": 40, "train.distance_images": 12, "train.distance_features": "pixels"})
     checkpoint.load_weights(t.ema.model, state["ema"], "last.pth")
-    drawn = t.sample(12)[0]
+    drawn = examine.sample(t, 12)[0]
     evenly = [int(i * len(t.batches.indices) / 12) for i in range(12)]  # the first 12 might be of one class
     real = torch.from_numpy(t.images.pixels[t.batches.indices[evenly]])
-    assert t.distance()["mmd2_pixels"] == pytest.approx(
+    assert examine.distance(t)["mmd2_pixels"] == pytest.approx(
         compare.compare(drawn, real, t.extract)["mmd2_pixels"], rel=1e-3
     )
-    assert small().distance() == {}
+    assert examine.distance(small()) == {}
 
 
 def test_processes_share_the_pictures_of_the_distance(monkeypatch):
     monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda net, device_ids: net)
     flags = {"data.count": 40, "train.distance_images": 10, "train.distance_features": "pixels"}
-    whole, shares = small(**flags).distance(), []
+    whole, shares = examine.distance(small(**flags)), []
     monkeypatch.setattr(Processes, "gather", lambda self, drawn: shares.append(drawn) or list(shares))
     for rank in (0, 1):
-        found = small(group=Processes(rank, 2, torch.device("cpu")), **flags).distance()
+        found = examine.distance(small(group=Processes(rank, 2, torch.device("cpu")), **flags))
     assert [sum(map(len, share)) for share in shares] == [5, 5]
     name = "frechet_distance_pixels"  # the other one draws subsets, and the order is another
     assert found[name] == pytest.approx(whole[name], rel=1e-6)
