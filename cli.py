@@ -95,7 +95,7 @@ def fraction(text):
 
 
 def one_of(choices):
-    """An argparse type: one of these words.  Where argparse's own `choices` cannot say it: in `several`, in a URL."""
+    """An argparse type: one of these words, where argparse's own `choices` does not reach: in `several`, in a URL."""
 
     def parse(text):
         if text not in choices:
@@ -129,9 +129,9 @@ def check_level(flag, value, T, low=1):
 
 
 def writable(flag, path, endings=()):
-    """Raise UserError if the file that `flag` names cannot be written: before the work, which would be lost.
+    """Raise UserError if the file that `flag` names cannot be written, before any work is done.
 
-    endings: those that its name may have; none: any.
+    endings: those that its name may have; if none are given, any.
     """
     path = Path(path)
     if endings and path.suffix not in endings:

@@ -39,7 +39,7 @@ class Model:
     linear_attention_resolutions: tuple[int, ...] = ()  # linear attention there instead
     heads: int = 1  # attention heads
     dropout: float = 0.1
-    scale_shift: bool = False  # the embedding scales and shifts after the norm, and does not only shift before it
+    scale_shift: bool = False  # true: the embedding scales and shifts, after the norm; false: it shifts, before it
     patch: int = 1  # the network works on patch x patch blocks of pixels: H / patch by W / patch
     num_classes: int = 0  # 0 = no labels
     grad_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
@@ -75,9 +75,9 @@ class Train:
     eval_every: int = 1000  # steps between evaluations: validation, sample grid, best.pth, last.pth
     val_images: int = 512  # held-out images in one validation, each with its own timestep; repeated if there are fewer
     distance_images: int = 0  # pictures compared with the data at each evaluation (slow; see evaluation/); 0 = none
-    # what is compared: random | pixels | inception (FID, KID; drawn as precise as trained)
+    # what is compared: random | pixels | inception (FID, KID; samples are drawn at the precision of training)
     distance_features: str = "random"
-    max_skips: int = 20  # stop after so many steps in a row whose gradient is not finite (every 10th step looks back)
+    max_skips: int = 20  # stop after this many gradients in a row that are not finite (looked at every 10 steps)
     seed: int = 0
 
 
@@ -314,7 +314,10 @@ def to_text(value):
 
 
 def override(config, values):
-    """`config` with {"train.lr": 2e-4, ...} replaced.  A budget in epochs replaces one in steps, edm what it BRINGS."""
+    """`config` with {"train.lr": 2e-4, ...} replaced.
+
+    A budget in epochs replaces one in steps; edm resets what it BRINGS.
+    """
     if "train.epochs" in values and "train.steps" not in values:
         values = {**values, "train.steps": 0}
     if values.get("diffusion.process", config.diffusion.process) == "edm":

@@ -18,7 +18,7 @@ from evaluation import compare
 def validate(trainer):
     """Loss of the EMA weights on fixed images, fixed noise and fixed timesteps spread evenly over 1..T, by quarter.
 
-    Returns {"val_loss", "val_q1", ... "val_q4"}; a change in them is a change of the weights and of nothing else.
+    Returns {"val_loss", "val_q1", ... "val_q4"}; they change only when the weights do.
     Where T is less than 4, a quarter may have no level: NaN.
     """
     c, p, T = trainer.config.train, trainer.processes, trainer.diffusion.T
@@ -55,7 +55,7 @@ def sample(trainer, n):
 
 
 def drawn_batches(trainer, numbers, look=lambda stage: None):
-    """Batches of the pictures with these numbers, uint8 on the CPU: in the memory of a training step, whatever n.
+    """Batches of the pictures with these numbers, uint8 on the CPU: no more memory than a training step, however many.
 
     look: is shown each stage of the first batch.
     """

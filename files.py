@@ -16,7 +16,7 @@ from config import UserError
 def replacing(path, flush=True):
     """`with replacing(path) as temp:` write to temp; it becomes `path` at the end, or vanishes if anything fails.
 
-    flush: wait for the disk, so that a power cut cannot take it: milliseconds that 50,000 pictures would feel.
+    flush: wait for the disk, so that a power cut cannot take it: milliseconds, which add up over 50,000 pictures.
     """
     path = Path(path)
     try:

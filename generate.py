@@ -43,7 +43,7 @@ def parser():
             type=cli.whole(1, outputs.MOST),
             default=WORK,
             metavar="B",
-            help=f"pictures made at once (default {WORK}); a batch is always full",
+            help=f"pictures made at once (default {WORK}); the last batch is padded to this size",
         )
         if name == "ode":
             what = f"stages to show (default {sampling.STAGES}); it chooses its own steps"

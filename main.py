@@ -47,7 +47,7 @@ FIXED = (  # what a run keeps for life: another network, other data, or another 
     "model.", "diffusion.", "data.size", "data.channels", "data.seed", "data.count", "data.val_fraction",
     "train.seed", "train.val_images",
 )  # fmt: skip
-FREE = ("model.grad_checkpoint",)  # of these: it changes the memory that is used, and no weight
+FREE = ("model.grad_checkpoint",)  # but not these: they change the memory that is used, and no weight
 
 
 def parser():
@@ -314,8 +314,9 @@ def describe(trainer, compiled):
 
 
 def dry_sample(config, folder, device):
-    """What generate.py would do with the checkpoint of the dry run, in this process alone; no more at once than it has
-    had in training, or the memory that is told would be another.
+    """What generate.py would do with the checkpoint of the dry run, in this process alone.
+
+    A batch is no larger than in training, so that the peak of memory that is reported is the training's.
     """
     import generate
 

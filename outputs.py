@@ -1,9 +1,9 @@
 """How is a folder of results replaced whole, without ever destroying what is not ours?
 
 Beside its results a program leaves settings.json, and by these settings the next call knows which files an earlier one
-may have written: only they are replaced or removed.  Which files those are, each program says by a function
-names(settings) -> set, empty if the settings are of another program.  Single files in a folder that others write in,
-too, as figures are, are `claimed`.
+may have written: only they are replaced or removed.  Each program has a function names(settings) -> set for that, which
+is empty if the settings are of another program.  Where programs share a folder, as those that make figures do, single
+files are `claimed` instead.
 """
 
 import json
@@ -34,7 +34,7 @@ def made(out, names):
 
 
 def prepare(out, settings, names):
-    """Create the folder before the work begins, so that it is not in vain.
+    """Create the folder, and see that it can be written to, before any work is done.
 
     Raises UserError if nothing can be written there, or if what would be replaced is not of an earlier call.
     """

@@ -85,7 +85,7 @@ def start(device="auto"):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        # The default arguments in here keep, for life, the group that there is when it is imported: so it is imported
+        # Default arguments in this module capture whatever group exists when it is imported: so it is imported now,
         # while there is none, and not by DistributedDataParallel later on.
         from torch.distributed.nn import functional  # noqa: F401
 

@@ -67,7 +67,7 @@ def put_back(trainer, state, path):
 
 
 def greys(trainer):
-    """The mean grey levels of all training images, or of 1,000 to 2,000: by them the data is known again."""
+    """The mean grey level of all training images, or of 1,000 to 2,000 of them: a fingerprint of the data."""
     some = trainer.batches.indices[:: max(1, len(trainer.batches.indices) // 1000)]
     return torch.tensor([trainer.images.pixels[i].mean() for i in some])
 

@@ -11,7 +11,7 @@ from diffusion.steps import adjacent, spaced, spaced_logsnr, spaced_rho
 
 STAGES = 8  # that are shown of a walk: columns of a strip, and all that is known of one that chooses its own steps
 SPACINGS = ("logsnr", "time")
-# sampler -> {option: how its flag is declared}, none if it is not here; the options `spacing` and `rho` choose levels
+# sampler -> {option: how its flag is declared}; a sampler that is not here has none; `spacing` and `rho` choose levels
 OPTIONS = {
     "ddpm": {
         "variance": {
@@ -81,7 +81,7 @@ def levels(schedule, n, top, spacing="time", rho=None):
 
 
 def plan(schedule, steps, options, top=None):
-    """(levels of a walk in this many steps from `top`, by default T; the options that the sampler takes itself).
+    """(the levels to visit, this many of them from `top`, by default T; the options to hand on to the sampler).
 
     options: {name: value} of all of them, as OPTIONS declares them.  Raises UserError if eta is too large.
     """

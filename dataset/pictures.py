@@ -40,7 +40,7 @@ def evenly(first, last, count):
 
 
 def rgb(images):
-    """(..., C, H, W) uint8, grey, RGB or RGBA -> (..., 3, H, W), on white: without alpha, what it hides would show.
+    """(..., C, H, W) uint8, grey, RGB or RGBA -> (..., 3, H, W), on white: alpha dropped would bare what it hides.
 
     evaluation.features.rgb does the same; neither folder imports the other.
     """

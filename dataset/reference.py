@@ -29,8 +29,8 @@ def load(data, split="train"):
 def unseen(data, n):
     """Images that a model trained on `data` has not seen: at most n, taken evenly from what was held out.
 
-    Textiles are drawn from another seed, and those left out that differ from a training picture by their dye alone,
-    about one in six of the default's.
+    Textiles are drawn from another seed, without those that differ from a training picture by their dye alone, about
+    one in six of the default's.
     """
     if data.source != "textiles":
         return every(load(data, "val"), n)

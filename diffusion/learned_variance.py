@@ -52,7 +52,7 @@ class LearnedVariance(GaussianDiffusion):
 
     def __init__(self, schedule, prediction="eps", min_snr_gamma=None):
         if schedule.T < 2:
-            raise ValueError(f"a variance can be learned where there are at least 2 levels, not {schedule.T}")
+            raise ValueError(f"a learned variance needs at least 2 levels, not {schedule.T}")
         super().__init__(schedule, prediction, min_snr_gamma)
         self.on_device = schedule  # the tables, where the training is
 

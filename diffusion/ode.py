@@ -124,7 +124,7 @@ def bits_per_dim(denoise, schedule, x_0, noise_like, *, tol=1e-3):
 
     Two gaps lie between a density and the bits of a file.  Under a density a single grey level has probability 0: so
     noise as wide as one level is added (u below), and by Jensen's inequality the mean of -log p over it is at least
-    the -log of what p holds between this level's bounds.  And the network knows no level below 1: so p_1, what the ODE
+    -log of the probability between this level's bounds.  And the network knows no level below 1: so p_1, what the ODE
     makes of noise when it stops there, is taken for the model of clean pictures, and asked at x_0 as it is.  The result
     bounds that model's code length from above; pictures sharper than level 1 pay for its blur.
     noise_like: the first draw dequantises, the second is the probe.

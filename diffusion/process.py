@@ -151,7 +151,7 @@ class GaussianDiffusion:
         # Least squares ends in a mean, ε̂ = E[ε | x_t], so x̂_0 = E[x_0 | x_t] is the average of all pictures that x_t
         # may hide: one guess is a blur, hence the many steps of a sampler.  And squared error is the variational bound
         # (bound.py) in disguise: L_{t-1} = ‖μ̃_t - μ_θ‖² / 2β̃_t = ½ (SNR_{t-1} - SNR_t) ‖x_0 - x̂_0‖², and
-        # ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖².  L_simple has weight 1 in place of what these make of it at each t.
+        # ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖².  L_simple has weight 1 where these two give another at each t.
         # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
@@ -198,8 +198,9 @@ class GaussianDiffusion:
         """Go on from the unconditional output through the conditional one.
 
         ε̂ is -√(1-ᾱ_t) times the score ∇ log p(x_t), see ode.py, and ∇ log p(x | y) - ∇ log p(x) = ∇ log p(y | x) by
-        Bayes' rule, so ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take it out of x_t, as noise is, leads to where the
-        label is more probable.  More than 1 goes further that way than the data does: clearer motifs, less variety.
+        Bayes' rule, so ε_c - ε_u = -√(1-ᾱ_t) ∇ log p(y | x_t): to take this difference out of x_t, as noise is taken
+        out, leads to where the label is more probable.  More than 1 goes further that way than the data does: clearer
+        motifs, less variety.
         """
         # ε̃ = ε_u + s (ε_c - ε_u), s = w + 1; x̂_0 and v̂ are affine in ε̂, so it holds for them too     CFG Eq. (6)
         return unconditional + guidance * (conditional - unconditional)

@@ -51,7 +51,7 @@ class Schedule:
         return 1 - entry(self.alpha_bar, t) / entry(self.alpha_bar, s)
 
     def posterior_variance(self, t, s):
-        """β̃: how uncertain x_s still is where x_t and x_0 are known: 0 for s = 0, most on the way, little beside t."""
+        """β̃: how uncertain x_s still is if x_t and x_0 are known: 0 at s = 0, small next to t, largest in between."""
         # β̃_t = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t                                                       DDPM Eq. (7)
         return (1 - entry(self.alpha_bar, s)) / (1 - entry(self.alpha_bar, t)) * self.jump_beta(t, s)
 
@@ -91,7 +91,7 @@ def cosine(T=1000, s=0.008, max_beta=0.999):
 
 
 def _warned(schedule):
-    """`schedule`, and a warning if it ends in less than pure noise, which is where sampling starts."""
+    """`schedule`, and a warning if some of the picture is left at T, as sampling starts from nothing but noise."""
     left = schedule.alpha_bar[-1].sqrt().item()
     if left > 0.05:
         warnings.warn(

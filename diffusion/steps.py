@@ -59,7 +59,7 @@ def spaced_rho(schedule, n, rho=7.0, top=None):
 
 
 def _even(measure, n, top):
-    """n distinct falling levels from `top` to 1 at which the monotone table `measure` (T+1,) is as even as it can be.
+    """n distinct falling levels from `top` to 1 between which the monotone table `measure` (T+1,) changes evenly.
 
     Each step aims at its share of the way that is left to level 1, and lands on the whole level nearest to that.
     """

@@ -45,7 +45,7 @@ class Lab(Painter):
         return self.diffusion.denoiser(self.model, y, guidance=guidance, clip=clip)
 
     def spaced(self, steps=None, sampler="ddim"):
-        """The levels of a sampler's walk in this many steps, in its default spacing.  None: the checkpoint's own."""
+        """The levels that a sampler visits in `steps` steps; None: as many as the checkpoint says."""
         steps = self.config.sample.steps if steps is None else steps
         cli.check_level("--steps", steps, self.T)
         return sampling.plan(self.schedule, steps, sampling.defaults(sampler, eta=0.0))[0]

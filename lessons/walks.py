@@ -96,7 +96,7 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
     """The same noise through every sampler, with the number of network evaluations that each used.
 
     Those that draw no noise on the way end in nearly the same picture: they follow one and the same path and differ in
-    how well.  Those that do end elsewhere: with enough levels in other pictures of the same kind, with few in a grain.
+    how well.  Those that draw noise end in other pictures of the same kind, or in grainy ones if the levels are few.
     """
     numbers = range(n)
     y = lab.labels(label, numbers)

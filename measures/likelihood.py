@@ -18,7 +18,7 @@ from measures.table import write_csv
 
 
 def to_be_coded(subject, args):
-    """The images whose bits are counted, and what they are; with labels if they are those that the model knows."""
+    """The images whose bits are counted, and facts for the protocol; with labels if their classes are the model's."""
     data = subject.config.data
     if args.split == "val":
         images = subject.group.main_first(lambda: reference.unseen(data, args.n))
@@ -36,7 +36,7 @@ def to_be_coded(subject, args):
 
 
 def in_double(subject, images, numbers, facts, clip=True):
-    """The Denoise of these images: the network in float32 where it is, what is made of it in float64 on the CPU."""
+    """The Denoise of these images: the network in float32 on its device, all that follows in float64 on the CPU."""
     device = subject.group.device
     y = torch.from_numpy(images.labels[numbers]).to(device) if facts["labels"] == "given" else None
     network = subject.diffusion.denoiser(subject.model, y, clip=clip)

@@ -17,7 +17,7 @@ from models.blocks import group_norm, zero_init
 def phi(x):
     """Features of queries and keys: any real numbers -> positive ones of the same shape."""
     # φ(x) = elu(x) + 1 = max(x, 0) + e^min(x, 0)                                   Katharopoulos et al. 2020 Eq. (7)
-    # Not by elu, whose -1 + 1 rounds to 0 below -17; nor does e^x come down to 0: a query of zeros would divide by 0.
+    # Not as elu(x) + 1, which rounds to 0 below -17; e^x, too, is kept above 0: a query of zeros would divide by 0.
     return x.relu() + x.clamp(min=-30, max=0).exp()
 
 

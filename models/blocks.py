@@ -29,7 +29,7 @@ class ResBlock(nn.Module):
     """(B, C_in, H, W) and the time embedding (B, D) -> (B, C_out, H, W).
 
     scale_shift: the embedding scales and shifts each channel after the second norm (iDDPM), instead of shifting it
-    before (DDPM), where the norm takes away again what the channels of a group share.
+    before (DDPM), where the norm then removes whatever shift the channels of a group have in common.
     """
 
     def __init__(self, in_channels, out_channels, emb_dim, dropout=0.0, scale_shift=False):

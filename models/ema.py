@@ -9,7 +9,7 @@ import copy
 
 import torch
 
-# The cap on the decay after n updates, and how old it lets the weights in the average be, in the mean and in updates.
+# The cap on the decay after n updates; beside it the mean age, in updates, of the weights that are averaged.
 WARMUPS = {
     "ratio": lambda n: (1 + n) / (10 + n),  # n/10: a tenth of the training so far, however long
     "power": lambda n: 1 - (1 + n) ** -0.75,  # about n^(3/4): of a long training a smaller share
@@ -18,7 +18,7 @@ WARMUPS = {
 
 
 class EMA:
-    """A shadow copy of `model`, in `.model`, that follows it at `decay` (0 = is the model, towards 1 = slower).
+    """A shadow copy of `model`, in `.model`, that follows it at `decay`: 0 equals it, nearer 1 follows more slowly.
 
     warmup: what caps the decay after n updates, a key of WARMUPS.
     """
