@@ -37,12 +37,12 @@ def go_on(trainer, state):
     path = trainer.folder / "last.pth"
     if "optimizer" not in state:
         raise UserError(f"{path}: made for sampling, it cannot be resumed")
-    refuse_other_data(trainer, state, path)
     try:
+        refuse_other_data(trainer, state, path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the one line below says it all
             put_back(trainer, state, path)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
         raise UserError(f"{path}: what resuming needs is missing or damaged ({reason})") from error
 
@@ -79,7 +79,7 @@ def refuse_other_data(trainer, state, path):
         raise UserError(f"the data has changed: {images} training images, {before} when {path} was saved; {cure}")
     # another decoder may round otherwise; a picture that was exchanged has another mean
     before, now = state.get("train_greys"), greys(trainer)
-    if before is not None and (before.shape != now.shape or (before - now).abs().max() > 2):
+    if before is not None and not (before.shape == now.shape and (before - now).abs().max() <= 2):
         raise UserError(f"the data has changed: other pictures than when {path} was saved; {cure}")
     if (before := state["classes"]) != trainer.classes:  # a folder renamed: the labels would mean other things
         raise UserError(

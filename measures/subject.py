@@ -52,7 +52,7 @@ class Subject(Painter):
         with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             x_0 = last(walk)
         if not torch.isfinite(x_0).all():
-            raise UserError(f"{self.path}: the pictures of {sampler} at {steps} steps are not finite")
+            raise UserError(f"{self.path}: the pictures of {sampler} are not finite; train with a lower --train.lr")
         return to_uint8(x_0).cpu(), len(calls)
 
     def each(self, n, work, bar=None):

@@ -136,6 +136,15 @@ def test_a_pickle_that_would_run_code_is_refused_without_running_it(tmp_path, mo
     assert (tmp_path / "ran").exists()
 
 
+def test_a_checkpoint_is_read_as_data_by_every_torch(tmp_path, model, monkeypatch):
+    """Left out, torch before 2.6 would run it."""
+    asked, real = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **more: asked.append(more["weights_only"]) or real(*args, **more))
+    write(tmp_path / "a.pth", model)
+    checkpoint.load(tmp_path / "a.pth")
+    assert asked == [True]
+
+
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_a_truncated_file_is_refused(tmp_path, model, share):
     write(tmp_path / "a.pth", model)
@@ -226,6 +235,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_mismatch(tmp_path, m
 def test_names_for_other_classes_than_the_networks_are_refused(tmp_path, model):
     write(tmp_path / "a.pth", model, classes=["cats", "dogs"])
     refused(tmp_path / "a.pth", "not the 12 names")
+    for classes in (list(range(12)), tuple("abcdefghijkl"), "abcdefghijkl"):
+        write(tmp_path / "a.pth", model, classes=classes)
+        refused(tmp_path / "a.pth", "classes")
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path):

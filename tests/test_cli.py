@@ -557,8 +557,9 @@ def test_fewer_pictures_replace_more(program, run_folder):
 def test_nothing_of_the_users_is_deleted(program, run_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/00077.png").write_text("mine")
+    (tmp_path / "mine/.results.mine.tmp").mkdir()
     assert program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--out", "mine")[0] == 0
-    assert (tmp_path / "mine/00077.png").read_text() == "mine"
+    assert (tmp_path / "mine/00077.png").read_text() == "mine" and (tmp_path / "mine/.results.mine.tmp").exists()
 
 
 @pytest.mark.parametrize("name", ["00000.png", "strip.png", "settings.json"])
@@ -837,6 +838,7 @@ GENERATE_MISTAKES = [
     (["dpmpp", "--spacing", "even"], "logsnr"),
     (["heun", "--rho", "0.5"], "at least 1"),
     (["pc", "--snr", "1"], "below 1"),
+    (["pc", "--snr", "-0.1"], "at least 0"),
     (["pc", "--corrector-steps", "-1"], "at least 0"),
     (["ode", "--tol", "0"], "at least 1e-05"),
 ]

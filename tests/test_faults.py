@@ -26,6 +26,7 @@ from dataset import pictures, sources
 from diffusion import samplers
 from models import checkpoint
 from models.unet import UNet
+from outputs import replaced
 from trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -451,6 +452,11 @@ def test_what_a_call_that_was_killed_while_writing_has_left_the_next_one_clears(
     assert program(*flags)[0] == 0
     left = sorted(p.name for p in (tmp_path / "out/ddim").iterdir())
     assert left == [".mine.tmp", "00000.png", "grid.png", "settings.json"]
+
+
+def test_results_are_written_on_the_disk_of_their_folder_under_a_name_that_the_next_call_knows(tmp_path):
+    with replaced(tmp_path, {}, set) as new:
+        assert new.parent == tmp_path and new.match(".results.*.tmp")
 
 
 def test_the_settings_of_another_program_cost_no_picture(program, run_folder, tmp_path):

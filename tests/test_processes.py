@@ -94,6 +94,15 @@ def test_one_process_needs_no_engine():
     alone.wait()
 
 
+def test_several_processes_wait_for_each_other_and_leave_what_they_add_up_as_it_was(monkeypatch):
+    waited, mine = [], torch.tensor(2.0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: waited.append("here"))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(3))
+    group = Processes(1, 3, torch.device("cpu"))
+    group.wait()
+    assert waited == ["here"] and group.sum(mine) == 6 and mine == 2
+
+
 def test_things_are_gathered_by_rank(monkeypatch):
     def all_gather_object(things, thing):
         things[:] = ["first", thing, "last"]
@@ -194,6 +203,15 @@ def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch):
     group = start("cuda")
     assert (group.rank, group.world, group.device) == (3, 4, torch.device("cuda", 1))
     assert asked == [torch.device("cuda", 1), ("nccl", torch.device("cuda", 1))]
+
+
+def test_alone_a_process_takes_the_first_gpu(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert start("auto").device == start("cuda").device == choose_device("cuda") == torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(("built", "said"), [("12.8", "no CUDA device or driver"), (None, "built without CUDA")])

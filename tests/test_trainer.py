@@ -456,6 +456,11 @@ def test_peak_memory_is_the_high_water_mark_of_the_process_in_gib():
     assert processes.peak_memory(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
 
 
+def test_peak_memory_on_a_gpu_is_that_of_its_tensors_in_gib(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    assert processes.peak_memory(torch.device("cuda", 1)) == 3
+
+
 # ---------------------------------------------------------------- interruption and resume
 
 
@@ -495,6 +500,20 @@ def test_several_processes_stop_together_where_all_of_them_ask():
         t.check_stop()
         with pytest.raises(trainer_module.Interrupted):
             t.check_stop(everyone=True)
+
+
+def test_several_processes_that_no_signal_reached_go_on():
+    t = small()
+    t.processes = SimpleNamespace(world=2, sum=lambda mine: mine)
+    t.check_stop(everyone=True)
+
+
+def test_the_loss_is_read_at_every_tenth_step_alone(monkeypatch):
+    """Each look makes the host wait for the device."""
+    t, looked = small(**{"train.steps": 30, "train.eval_every": 1000}), []
+    monkeypatch.setattr(t, "_look", lambda bar: looked.append(t.step))
+    t.fit()
+    assert looked == [10, 20, 30]
 
 
 REAL_STEP = Trainer.train_step
@@ -694,6 +713,47 @@ def test_a_resumed_run_shows_at_once_what_its_checkpoint_holds():
     resume.go_on(t, last(t.folder))
     t.open_folder()
     assert table.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train_greys", [0.0]),
+        ("train_greys", torch.ones(6, dtype=torch.bool)),
+        ("train_greys", torch.full((6,), math.nan)),
+        ("train_images", torch.zeros(3)),
+        ("skipped", 10**30),
+    ],
+)
+def test_resume_refuses_what_is_damaged_in_one_line(key, value):
+    t = small()
+    t.save()
+    with pytest.raises(UserError, match=r"last\.pth"):
+        resume.go_on(small(), last(t.folder) | {key: value})
+
+
+@pytest.mark.parametrize("lost", ["ema_updates", "rows", "best", "sums", "skipped", "streak"])
+def test_resume_refuses_a_checkpoint_without_a_part_of_it(lost):
+    t = small()
+    t.save()
+    state = last(t.folder)
+    del state[lost]
+    with pytest.raises(UserError, match=rf"last\.pth: .* missing or damaged \(KeyError: '{lost}'\)"):
+        resume.go_on(small(), state)
+
+
+def test_resume_refuses_an_optimiser_of_other_weights():
+    t = small()
+    t.train_step()
+    t.save()
+    for damage in ("shape", "number"):
+        state = last(t.folder)
+        if damage == "shape":
+            state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+        else:
+            state["optimizer"]["param_groups"][0]["params"].pop()
+        with pytest.raises(UserError, match=r"last\.pth: what resuming needs is missing or damaged \(ValueError"):
+            resume.go_on(small(), state)
 
 
 def test_resume_refuses_classes_that_changed_places():
