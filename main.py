@@ -27,7 +27,6 @@ from config import (
     UserError,
     attended,
     did_you_mean,
-    field_of,
     field_types,
     override,
     parse_value,
@@ -43,11 +42,6 @@ from trainer import Trainer
 DEFAULT = "textiles"  # the preset
 PICTURES = 64  # in the grid of --verify
 WRITES = ("config.json", "metrics.csv", "loss.png", "samples")  # in the run folder, besides checkpoints
-FIXED = (  # what a run keeps for life: another network, other data, or another validation would make its curves lie
-    "model.", "diffusion.", "data.size", "data.channels", "data.seed", "data.count", "data.val_fraction",
-    "train.seed", "train.val_images",
-)  # fmt: skip
-FREE = ("model.grad_checkpoint",)  # but not these: they change the memory that is used, and no weight
 
 
 def parser():
@@ -103,36 +97,15 @@ def run_folder(args):
 def configure(args):
     """(config, state, folder) of the run that the command line asks for; state is what --resume found, or None."""
     values, state, folder = chosen(args), None, run_folder(args)
-    last = folder / "last.pth"
     if args.resume and args.dry_run:
         raise UserError("--dry-run starts a run of its own and keeps nothing: leave out --resume")
     if args.resume and args.verify:
         raise UserError("--verify shows what a new run would see: leave out --resume")
     if args.resume:
-        if not last.exists():
-            if (folder / "best.pth").exists():
-                raise UserError(
-                    f"nothing to resume: {last} is gone; {last.with_name('best.pth')} can still draw; "
-                    "start a new run with --out DIR"
-                )
+        if not (folder / "last.pth").exists() and not (folder / "best.pth").exists():
             check_free(folder)  # else there would be no starting without --resume either
-            raise UserError(f"nothing to resume: there is no {last}; start without --resume")
-        try:
-            config, state = checkpoint.load(last)
-        except UserError as error:
-            rest = f"; {last.with_name('best.pth')} can still draw" if last.with_name("best.pth").exists() else ""
-            raise UserError(f"{error}: it cannot go on; start a new run with --out DIR{rest}") from None
-        if args.preset not in (None, config.name):
-            raise UserError(f"--preset {args.preset}: {last} is a run of {config.name}; leave --preset out")
-        fixed = [n for n in values if n.startswith(FIXED) and n not in FREE and values[n] != field_of(config, n)]
-        if fixed:
-            raise UserError(f"--{fixed[0]} cannot change on resume: leave it out, or start a new run with --out DIR")
-        before, after = (t.batch_size * t.accumulate for t in (config.train, override(config, values).train))
-        if after != before:
-            raise UserError(
-                f"--train.batch_size, --train.accumulate: {after} images a step, but the run began with {before}; "
-                "keep their product, or start a new run with --out DIR"
-            )
+        config, state = resume.found(folder)
+        resume.refuse_changes(config, values, args.preset, folder)
     else:
         if not args.dry_run and not args.verify:
             check_free(folder)
@@ -238,11 +211,8 @@ def main(argv):
         return train_run(args, check(config), state, folder, group)
 
 
-def train_run(args, config, state, folder, group):
-    """Load the data, build the trainer, train."""
-    say = print if group.main else lambda *_: None
-    if not args.verify and not args.dry_run:
-        say(f"run       {folder}")
+def read_data(args, config, group, say):
+    """(config, images, train, val): what to learn from and what to validate on, and the config that fits the data."""
     d = config.data
     images = group.main_first(
         lambda: sources.load(d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
@@ -253,7 +223,16 @@ def train_run(args, config, state, folder, group):
     shape = "x".join(str(n) for n in (*d.size, d.channels))
     say(f"data      {images.name}: {images.summary()}; {shape}, {len(train):,} to train, {len(val):,} to validate")
     if wanted and not images.classes:
-        say("classes   none in the data: subfolders are classes only if every picture lies in one")
+        say("classes   none in the data: subfolders are classes only if no picture lies beside them")
+    return config, images, train, val
+
+
+def train_run(args, config, state, folder, group):
+    """Load the data, build the trainer, train."""
+    say = print if group.main else lambda *_: None
+    if not args.verify and not args.dry_run:
+        say(f"run       {folder}")
+    config, images, train, val = read_data(args, config, group, say)
     if args.verify:
         return verify(config, images, train, folder) if group.main else None
 
@@ -307,7 +286,8 @@ def describe(trainer, compiled):
     parameters = sum(p.numel() for p in trainer.model.parameters())
     classes, levels = c.model.num_classes or "no", ", ".join(map(str, attended(c))) or "no level"
     print(f"network   U-Net, {parameters:,} parameters, {classes} classes, attention at {levels}")
-    print(f"device    {trainer.device}, {trainer.precision}, {compiled}, {trainer.processes.world} process(es)")
+    many = f", {trainer.processes.world} processes" if trainer.processes.world > 1 else ""
+    print(f"device    {trainer.device}, {trainer.precision}, {compiled}{many}")
     images = t.batch_size * t.accumulate
     epochs = trainer.steps * images / len(trainer.batches.indices)
     print(f"budget    {trainer.steps:,} steps of {images} images = {epochs:,.1f} epochs")

@@ -1,16 +1,52 @@
 """How does an interrupted run go on as if nothing had happened?
 
 All randomness of step k is a function of (seed, k), so besides the weights only this is missing: what the optimiser
-and the average remember, the step, and the sums of the metrics.  `note` says what a checkpoint must hold for that, and
-`go_on` puts it back, if the data is still the same.  Read first: trainer.py.
+and the average remember, the step, and the sums of the metrics.  `note` says what a checkpoint must hold for that,
+`found` reads it, `refuse_changes` keeps to what a run keeps for life, and `go_on` puts it back, if the data is still
+the same.  Read first: trainer.py.
 """
 
 import warnings
 
 import torch
 
-from config import UserError
+from config import UserError, field_of, override
 from models import checkpoint
+
+FIXED = (  # what a run keeps for life: another network, other data, or another validation would make its curves lie
+    "model.", "diffusion.", "data.size", "data.channels", "data.seed", "data.count", "data.val_fraction",
+    "train.seed", "train.val_images",
+)  # fmt: skip
+FREE = ("model.grad_checkpoint",)  # but not these: they change the memory that is used, and no weight
+
+
+def found(folder):
+    """(config, state) of the run in this folder, for `go_on`.  Raises UserError if there is none that is whole."""
+    last, best = folder / "last.pth", folder / "best.pth"
+    rest = f"; {best} can still draw" if best.exists() else ""
+    if not last.exists():
+        if rest:
+            raise UserError(f"nothing to resume: {last} is gone{rest}; start a new run with --out DIR")
+        raise UserError(f"nothing to resume: there is no {last}; start without --resume")
+    try:
+        return checkpoint.load(last)
+    except UserError as error:
+        raise UserError(f"{error}: it cannot go on; start a new run with --out DIR{rest}") from None
+
+
+def refuse_changes(config, values, preset, folder):
+    """Raise UserError if the command line, {field: value} and a preset or None, asks for what a run keeps for life."""
+    if preset not in (None, config.name):
+        raise UserError(f"--preset {preset}: {folder / 'last.pth'} is a run of {config.name}; leave --preset out")
+    fixed = [n for n in values if n.startswith(FIXED) and n not in FREE and values[n] != field_of(config, n)]
+    if fixed:
+        raise UserError(f"--{fixed[0]} cannot change on resume: leave it out, or start a new run with --out DIR")
+    before, after = (t.batch_size * t.accumulate for t in (config.train, override(config, values).train))
+    if after != before:
+        raise UserError(
+            f"--train.batch_size, --train.accumulate: {after} images a step, but the run began with {before}; "
+            "keep their product, or start a new run with --out DIR"
+        )
 
 
 def note(trainer):
