@@ -1,7 +1,7 @@
 """All of it on one page, with points in the plane for pictures:  python minimal.py
 
-The functions that the large programs call, without their comforts: data, network, training, drawing.  In some seconds
-it learns a spiral and draws out/minimal.png, where noise becomes one.  Read next: diffusion/schedule.py.
+The functions that the large programs call, without their comforts: data, network, training, drawing.  In less than a
+minute it learns a spiral and draws out/minimal.png, where noise becomes one.  Read next: diffusion/schedule.py.
 
 Letters: B batch.  A point is (x, y), so x_0, x_t and eps are (B, 2) where they are (B, C, H, W) elsewhere.
 """
@@ -86,6 +86,7 @@ def parser():
 def main(argv):
     """Run the program; returns the exit code."""
     parser().parse_args(argv)
+    torch.set_num_threads(1)  # more would not make so small a network faster, and beside other work far slower
     torch.manual_seed(0)
     out = Path("out/minimal.png")
     with claimed(out.parent, {out.name}):
