@@ -139,13 +139,7 @@ PRESETS = {
         ),
         diffusion=Diffusion(schedule="cosine", prediction="v", min_snr_gamma=5.0),
         train=Train(
-            steps=2000,
-            batch_size=32,
-            lr=1e-3,
-            warmup_steps=50,
-            ema_decay=0.995,
-            eval_every=500,
-            val_images=256,
+            steps=2000, batch_size=32, lr=1e-3, warmup_steps=50, ema_decay=0.995, eval_every=500, val_images=256
         ),
         sample=Sample(steps=50, eta=1.0, guidance=1.5),
     ),

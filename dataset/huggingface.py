@@ -41,13 +41,10 @@ def read(name: str, *, size: tuple[int, int], channels: int, cache: Path | None 
         return entry["bytes"] or Path(entry["path"]).read_bytes()
 
     # A class is the first part of a path, as in a folder with one subfolder for each class.
-    numbers = data[label] if label else None
-    tops = (
-        [f"{kinds[label].int2str(n)}/" if n is not None and n >= 0 else "unlabelled/" for n in numbers]
-        if label
-        else [""] * len(data)
-    )
+    paths = [f"{i:09d}" for i in range(len(data))]
+    if label:
+        tops = (kinds[label].int2str(n) if n is not None and n >= 0 else "unlabelled" for n in data[label])
+        paths = [f"{top.replace('/', '_')}/{path}" for top, path in zip(tops, paths)]
     stamp = (str(data._fingerprint),)
-    files = [folder.File(f"{top.replace('/', '_')[:-1]}/{i:09d}" if top else f"{i:09d}", 1, stamp, i)
-             for i, top in enumerate(tops)]  # fmt: skip
+    files = [folder.File(path, 1, stamp, i) for i, path in enumerate(paths)]
     return folder.read_listed(Path(f"hf:{name}"), files, Counter(), open_file, size, channels, cache)
