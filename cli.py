@@ -213,6 +213,7 @@ def run(main, argv=None):
     """Call main(argv); what goes wrong becomes one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     keep_memory()
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its own default; unset, Triton warns on every GPU
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us: nobody wants to read it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

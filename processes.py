@@ -84,6 +84,7 @@ def start(device="auto"):
     device = choose_device(device, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # batches have one size: cuDNN tries its kernels once
     if world > 1 and not dist.is_initialized():
         # Default arguments in this module capture whatever group exists when it is imported: so it is imported now,
         # while there is none, and not by DistributedDataParallel later on.

@@ -88,6 +88,7 @@ class Trainer:
         self.ema = EMA(self.model, c.ema_decay, c.ema_warmup)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=c.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.compiled = compiled
         self.net = torch.compile(self.model) if compiled else self.model  # same weights, another way to run them
         if processes.world > 1:
             self.net = DistributedDataParallel(self.net, device_ids=[device.index] if device.type == "cuda" else None)
@@ -249,6 +250,7 @@ class Trainer:
         with self._signals(), self._bar() as bar:
             try:
                 self._start_clock()
+                first = self.step
                 while True:
                     due = self.step % self.config.train.eval_every == 0 or self.step == self.steps
                     if due and self.step and not self._evaluated():
@@ -257,6 +259,9 @@ class Trainer:
                         break
                     self.train_step()
                     bar.update(1)
+                    if self.compiled and self.step == first + 1:
+                        self.sums.tolist()  # wait for the device: minutes of compiling do not count as training time
+                        self._start_clock()
                     if self.step % READ_EVERY == 0:
                         self._look(bar)
                     if self.processes.world == 1 or self.step % READ_EVERY == 0:

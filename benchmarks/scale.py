@@ -141,7 +141,7 @@ def tables(device):
         "steps",
         lambda: [(n, {"DDIM": ask("sample", steps=n, **common)}) for n in (5, 10, 25, 50, 100)],
     )
-    counts = [p for p in (1, 2, 4, 8) if p <= (os.cpu_count() if device == "cpu" else torch.cuda.device_count())]
+    counts = [p for p in (1, 2, 4, 8) if p <= (os.cpu_count() if device == "cpu" else apart(torch.cuda.device_count))]
     yield (
         "Processes (batch of 32 shared, 5 steps, by the clock)",
         "processes",

@@ -48,12 +48,15 @@ class Subject(Painter):
     def draw(self, numbers, sampler, steps, eta):
         """Pictures with these numbers, uint8 on the CPU, and the network evaluations of each.  Classes take turns."""
         timesteps, options = sampling.plan(self.schedule, steps, self.options(sampler, steps, eta))
+        n = len(numbers)
+        if hasattr(self.model, "_orig_mod"):  # compiled: a smaller last batch would be compiled anew
+            numbers = [*numbers, *[numbers[-1]] * (self.batch_size - n)]
         _, walk, calls = self.walk(sampler, numbers, timesteps, options, guidance=self.guidance)
         with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             x_0 = last(walk)
         if not torch.isfinite(x_0).all():
             raise UserError(f"{self.path}: the pictures of {sampler} are not finite; train with a lower --train.lr")
-        return to_uint8(x_0).cpu(), len(calls)
+        return to_uint8(x_0[:n]).cpu(), len(calls)
 
     def each(self, n, work, bar=None):
         """work(batch of numbers) -> tensor, for the numbers 0..n-1 in shares of each process; all of it in order."""

@@ -1,5 +1,6 @@
 """Shared fixtures: a small trained run, and the programs called as a user calls them."""
 
+import os
 import signal
 
 import pytest
@@ -15,6 +16,8 @@ import minimal
 from config import override
 from models import checkpoint
 
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # test_gpu.py asks for them
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: the tests compare bits, the CPU's
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs begin with Ctrl-C ignored
 

@@ -40,6 +40,7 @@ from measures.speed import speed
 from measures.subject import Subject
 from models import checkpoint
 from models.unet import UNet
+from painter import Painter
 from processes import Processes
 
 MU, STD = 0.1, 0.35
@@ -1130,6 +1131,18 @@ def test_guidance_is_refused_where_the_model_has_no_classes(program, tmp_path):
     argv = ("-n", 1, "--samplers", "ddim", "--steps", 1, "--guidance", 2)
     code, _, err = program("evaluate", "speed", "--ckpt", "plain.pth", *argv)
     assert code == 2 and "--guidance: the model has no classes" in err
+
+
+def test_a_compiled_network_sees_batches_of_one_size(run_folder):
+    """Another size would be compiled anew, for minutes."""
+    painter, sizes = Painter.open(run_folder / "best.pth"), []
+    how = {"group": Processes(0, 1, torch.device("cpu")), "batch_size": 4, "guidance": 1.0, "precision": "fp32"}
+    subject = Subject(**vars(painter), **how)
+    expected, _ = subject.draw([0, 1], "ddim", 2, 0.0)
+    painter.model._orig_mod = "what torch.compile was given"
+    painter.model.register_forward_pre_hook(lambda model, inputs: sizes.append(len(inputs[0])))
+    found, _ = subject.draw([0, 1], "ddim", 2, 0.0)
+    assert sizes == [4, 4] and torch.equal(found, expected)
 
 
 def test_pictures_that_are_not_finite_are_not_measured(program, run_folder, monkeypatch):

@@ -151,16 +151,6 @@ def test_an_unknown_prediction_is_refused():
 # ---------------------------------------------------------------- loss
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
-def test_pictures_may_be_on_another_device_than_the_tables():
-    x, t = images(4, 3, 2, 2).cuda(), torch.full((4,), 2).cuda()
-    for prediction in PREDICTIONS:
-        d = GaussianDiffusion(SCHEDULE, prediction, 5.0)
-        assert d.loss(lambda x, t, y: x, x).device == x.device
-        assert q_posterior(SCHEDULE, x, x, t, t - 1)[0].device == x.device
-        assert d.denoiser(lambda x, t, y: x)(x, 3)[0].device == x.device
-
-
 def test_the_loss_of_a_silent_network_is_the_mean_square_of_eps():
     x_0, eps, t = batch()
     loss = GaussianDiffusion(SCHEDULE).loss(lambda x, t, y: 0 * x, x_0, t=t, eps=eps)

@@ -11,7 +11,7 @@ import torch
 import cli
 import main
 import sampling
-from config import PRESETS, Config, Diffusion, Sample, UserError
+from config import PRESETS, Config, Diffusion, Sample, UserError, override
 from dataset import pictures
 from diffusion.samplers import SAMPLERS
 from diffusion.schedule import linear
@@ -151,3 +151,25 @@ def test_labels_are_one_for_all_or_each_class_in_turn_by_the_number_of_the_pictu
 
 def test_a_class_called_by_a_number_comes_before_the_number():
     assert painter("1", "0").find_label("1") == 0 and painter("a", "b").find_label("1") == 1
+
+
+def test_pictures_without_a_label_are_drawn_without_guidance():
+    guided = Painter(None, override(PRESETS["smoke"], {"sample.guidance": 3.0}), None, ("a",), torch.device("cpu"))
+    assert guided.usual_guidance(None, labelled=True) == 3.0 and guided.usual_guidance(0.0, labelled=True) == 0.0
+    assert guided.usual_guidance(None, labelled=False) == 1.0
+
+
+def test_what_the_network_takes_a_picture_for_is_clipped_unless_asked_otherwise(run_folder):
+    found = Painter.open(run_folder / "best.pth")
+    for clip in (True, False):
+        _, walk, _ = found.walk("ddim", [0], [50], {}, label="none", clip=clip)
+        assert (next(walk).x0.abs().max() <= 1) == clip
+
+
+@pytest.mark.parametrize("argv", [("generate", "ddim", "-n", 1), ("evaluate", "speed", "-n", 1, "--samplers", "ddim")])
+def test_the_network_is_compiled_where_that_is_asked(program, run_folder, monkeypatch, argv):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda model: seen.append(model) or model)
+    for flags in ((), ("--compile",)):
+        assert program(*argv, "--steps", 1, "--ckpt", run_folder, *flags)[0] == 0
+    assert len(seen) == 1

@@ -491,6 +491,20 @@ def test_every_count_comes_back_on_resume():
     assert (again.step, again.ema.updates, again.best, again.skipped, again.streak) == (1, 1, 0.25, 3, 2)
 
 
+def test_compiling_does_not_count_as_training_time(monkeypatch):
+    t, clock = small(**{"train.steps": 4, "train.eval_every": 4}), [0.0]
+    real = t.train_step
+
+    def train_step():
+        real()
+        clock[0] += 100 if t.step == 1 else 1
+
+    t.train_step, t.compiled = train_step, True
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: clock[0])
+    t.fit()
+    assert t.rows[0]["images_per_s"] == pytest.approx(t.config.train.batch_size)
+
+
 def test_several_processes_stop_together_where_all_of_them_ask():
     """A signal to the other one is heard; one's own waits until then, or the other would wait for ever."""
     t = small()
