@@ -5,7 +5,6 @@ checkpoint and a class.
 """
 
 import argparse
-import ctypes
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import machine
 from config import PRESETS, UserError, did_you_mean
 
 SHIPPED = Path(__file__).resolve().parent / "assets" / "textiles.pth"
@@ -195,24 +195,10 @@ def find_checkpoint(ckpt, preset):
     return SHIPPED
 
 
-def keep_memory():
-    """Let the C library keep freed memory for the next tensor, instead of giving it back to the system each time.
-
-    Otherwise every step of a network on a CPU touches gigabytes of fresh pages, each of which the system first fills
-    with zeros; docs/choices.md says what that costs.  Only glibc has the setting; elsewhere this does nothing.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much may lie free at the end of the heap
-    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at the largest that glibc takes: only larger blocks are given back at once
-
-
 def run(main, argv=None):
     """Call main(argv); what goes wrong becomes one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    keep_memory()
+    machine.keep_memory()
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its own default; unset, Triton warns on every GPU
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us: nobody wants to read it

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 import cli
+import machine
 import outputs
-import processes
 import sampling
 from config import UserError
 from dataset import pictures, reference
@@ -79,7 +79,7 @@ def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
-    device = processes.choose_device(args.device)
+    device = machine.use_device(args.device)
     painter = Painter.open(path, device, args.weights)
     config, diffusion = painter.config, painter.diffusion
     steps = cli.check_level("--steps", args.steps or config.sample.steps, painter.T)

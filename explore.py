@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 import cli
-import processes
+import machine
 from config import UserError
 from dataset import pictures
 from files import is_ours, put
@@ -93,7 +93,7 @@ def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
-    device = processes.choose_device(args.device)
+    device = machine.use_device(args.device)
     if args.lesson == "app":
         from lessons import app
 

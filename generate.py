@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 import cli
+import machine
 import outputs
 import processes
 import sampling
@@ -151,9 +152,9 @@ def sample(args, group, walk, steps, wanted):
     shown = min(args.n, args.batch_size, SHOWN)
     batches = range(0, args.n, args.batch_size)[group.rank :: group.world]
     found, kept, most = {}, {}, 0
-    autocast = torch.autocast(group.device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16")
     hidden = None if group.main else True  # None: shown on a terminal
-    with tqdm(total=len(batches) * steps, unit="step", disable=hidden, dynamic_ncols=True) as bar, autocast:
+    bar = tqdm(total=len(batches) * steps, unit="step", disable=hidden, dynamic_ncols=True)
+    with bar, machine.autocast(group.device, args.precision):
         for start in batches:
             x, stages, calls = walk(range(start, start + args.batch_size))
             if start == 0:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import cli
+import machine
 import processes
 import resume
 from board import Board
@@ -271,7 +272,7 @@ def train_run(args, config, state, folder, group):
             return 130
         if args.dry_run and group.main:
             dry_sample(config, folder, group.device)
-    say(f"memory    {processes.peak_memory(group.device):.1f} GiB at most")
+    say(f"memory    {machine.peak_memory(group.device):.1f} GiB at most")
     if args.dry_run:
         say("dry run   trained, validated, saved, loaded and sampled; nothing was kept")
     else:

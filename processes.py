@@ -2,12 +2,11 @@
 
 `torchrun --nproc-per-node=N main.py ...` starts N copies of the program; each takes its share of every batch and the
 gradients are averaged by PyTorch's own DistributedDataParallel.  Without torchrun there is one process, and sharing
-costs nothing.  Also here: what its device can do, and how much memory it took.  Read next: trainer.py.
+costs nothing.  Read next: trainer.py.
 """
 
 import gc
 import os
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+import machine
 from config import UserError
 
 
@@ -81,10 +81,7 @@ def start(device="auto"):
         raise UserError(f"WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is no number ({error}): {alone}") from None
     if beside > 1 and device.startswith("cuda:"):
         raise UserError(f"--device {device}: {beside} processes need a device each; use --device cuda")
-    device = choose_device(device, local)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # batches have one size: cuDNN tries its kernels once
+    device = machine.use_device(device, local)
     if world > 1 and not dist.is_initialized():
         # Default arguments in this module capture whatever group exists when it is imported: so it is imported now,
         # while there is none, and not by DistributedDataParallel later on.
@@ -112,41 +109,3 @@ def joined(device="auto"):
         # thread that outlives Python can abort the process at its very end.
         gc.collect()
         dist.destroy_process_group()
-
-
-def choose_device(name, local=0):
-    """torch.device for `name`; "auto" takes cuda if it is there, or else cpu."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            lacks = "no CUDA device or driver here" if torch.version.cuda else "this PyTorch was built without CUDA"
-            raise UserError(f"--device {name}: {lacks}; use --device cpu")
-        device = torch.device("cuda", local if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
-    elif device.type == "mps":
-        raise UserError("--device mps: it has no float64, which the tables need; use --device cpu")
-    elif device.type != "cpu":
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    return device
-
-
-def usual_precision(device):
-    """bf16 on a GPU that computes in it, from compute capability 8.0 (Ampere); elsewhere fp32."""
-    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if native else "fp32"
-
-
-def peak_memory(device):
-    """Largest memory so far in GiB: of the tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # here, as Windows, which may still draw, has none
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import examine
+import machine
 import resume
 import views
 from config import UserError, out_channels, to_dict
@@ -31,9 +32,7 @@ from files import put
 from models import checkpoint
 from models.ema import EMA
 from models.unet import UNet
-from processes import usual_precision
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 READ_EVERY = 10  # steps between two looks at the loss: each look makes the host wait for the device
 
 
@@ -76,7 +75,7 @@ class Trainer:
         c = config.train
         if c.batch_size % processes.world:
             raise UserError(f"--train.batch_size {c.batch_size}: not a multiple of the {processes.world} processes")
-        self.precision = usual_precision(device) if precision == "auto" else precision
+        self.precision = machine.usual_precision(device) if precision == "auto" else precision
         self.steps = total_steps(c, len(train))
         self.classes = list(images.classes) if config.model.num_classes else []
         self.step = 0  # optimiser steps made
@@ -143,8 +142,8 @@ class Trainer:
             return self.diffusion.loss(self.net, x_0, y, t=t, eps=eps).mean()
 
     def autocast(self):
-        enabled = self.precision != "fp32"
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision], enabled=enabled)
+        """`with trainer.autocast():` the network at the precision of the run."""
+        return machine.autocast(self.device, self.precision)
 
     def train_step(self):
         """One optimiser step: DDPM Alg. 1, once around.

@@ -22,13 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-import cli  # noqa: E402
-import processes  # noqa: E402
-from benchmarks.contestants import CONTESTANTS, NETWORKS, STEPS  # noqa: E402
-from config import UserError  # noqa: E402
+import cli
+import machine
+from benchmarks.contestants import CONTESTANTS, NETWORKS, STEPS
+from config import UserError
 
 SIDE = 32  # pixels
 
@@ -266,7 +266,7 @@ def main(argv):
     p.add_argument("--compile", action="store_true", help="torch.compile every network")
     p.add_argument("--json", default="compare.json", help="where the numbers of every round go")
     args = p.parse_args(argv)
-    args.device = str(processes.choose_device(args.device))
+    args.device = str(machine.choose_device(args.device))
     if args.device not in ("cpu", "cuda:0"):
         raise UserError(
             f"--device {args.device}: the peers take the first GPU; choose by CUDA_VISIBLE_DEVICES, --device cuda"

@@ -25,8 +25,8 @@ class Ours:
     def __init__(self, folder, model, batch, device, precision, compiled):
         from dataclasses import replace
 
-        from cli import keep_memory
         from dataset import sources
+        from machine import keep_memory
         from processes import start
         from trainer import Trainer
 

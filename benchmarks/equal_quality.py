@@ -18,13 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-import cli  # noqa: E402
-import processes  # noqa: E402
-from diffusion.samplers import ddim, dpmpp, heun  # noqa: E402
-from diffusion.steps import last, spaced_logsnr, spaced_rho  # noqa: E402
-from lessons.lab import Lab, rms  # noqa: E402
+import cli
+import machine
+from diffusion.samplers import ddim, dpmpp, heun
+from diffusion.steps import last, spaced_logsnr, spaced_rho
+from lessons.lab import Lab, rms
 
 WALKS = {  # name -> (sampler, levels of (lab, n)); DDIM over both kinds of levels, as either may suit it better
     "ddim": (ddim, lambda lab, n: lab.spaced(n)),
@@ -64,7 +64,7 @@ def main(argv):
     p.add_argument("--full", type=cli.whole(1), help="levels of the full chain (default: all)")
     args = p.parse_args(argv)
     path = cli.find_checkpoint(args.ckpt, args.preset)
-    lab = Lab.open(path, processes.choose_device(args.device), args.weights, args.seed)
+    lab = Lab.open(path, machine.use_device(args.device), args.weights, args.seed)
     numbers, load = range(args.n), os.getloadavg()[0]
     full = cli.check_level("--full", args.full or lab.T, lab.T, low=11)  # one more than the fewest steps measured
     draw(lab, numbers, ddim, lab.spaced(1))  # the first call is slow

@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402
-from config import UserError  # noqa: E402
+import cli
+from config import UserError
 
 MATHS = "tests/test_process.py tests/test_samplers.py tests/test_schedule.py"
 

@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402
+import cli
 
 STEPS_A_KILL = 6  # the length of the run: far enough that it is still alive at the last kill
 FLAGS = shlex.split("""

@@ -22,11 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-import cli  # noqa: E402
-from config import UserError  # noqa: E402
-from processes import choose_device  # noqa: E402
+import cli
+from config import UserError
+from machine import choose_device
 
 CHANNELS, MULTS = 16, (1, 2, 2)
 

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 import cli
+import machine
 import processes
 import sampling
 from config import UserError
@@ -52,7 +53,7 @@ class Subject(Painter):
         if hasattr(self.model, "_orig_mod"):  # compiled: a smaller last batch would be compiled anew
             numbers = [*numbers, *[numbers[-1]] * (self.batch_size - n)]
         _, walk, calls = self.walk(sampler, numbers, timesteps, options, guidance=self.guidance)
-        with torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with machine.autocast(self.group.device, self.precision):
             x_0 = last(walk)
         if not torch.isfinite(x_0).all():
             raise UserError(f"{self.path}: the pictures of {sampler} are not finite; train with a lower --train.lr")

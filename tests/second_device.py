@@ -104,9 +104,9 @@ torch.set_num_threads(1)
 def main(commands):
     """Run commands such as "main --preset smoke" one after the other; the exit code of the first that fails."""
     import cli
-    import processes
+    import machine
 
-    processes.choose_device = lambda *_: DEVICE
+    machine.choose_device = lambda *_: DEVICE
     codes = (cli.run(importlib.import_module(c.split()[0]).main, shlex.split(c)[1:]) for c in commands)
     return next((code for code in codes if code), 0)
 

@@ -23,8 +23,8 @@ import edit
 import evaluate
 import explore
 import generate
+import machine
 import main
-import processes
 import sampling
 from benchmarks import kill
 from check import check
@@ -1080,7 +1080,7 @@ def test_two_flags_for_one_thing_are_refused(program, flags, said):
 )
 def test_every_program_takes_the_device_and_the_preset_asked_for(program, run_folder, monkeypatch, argv):
     asked, given, there = [], [], torch.device("meta")
-    monkeypatch.setattr(processes, "choose_device", lambda name, local=0: asked.append(name) or there)
+    monkeypatch.setattr(machine, "choose_device", lambda name, local=0: asked.append(name) or there)
     monkeypatch.setattr(checkpoint, "load_model", lambda path, device, *_: given.append(torch.device(device)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         program(*argv, "--ckpt", run_folder, "--device", "over there")

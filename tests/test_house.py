@@ -14,15 +14,16 @@ SOURCES = sorted(
 )
 README = (ROOT / "README.md").read_text()
 ROOMS = ("diffusion", "models", "dataset", "evaluation")
-BASE = ("config", "files", "cli", "processes", "outputs")  # what every program may use
+BASE = ("config", "files", "cli", "machine", "processes", "outputs")  # what every program may use
 
 # who may import what of ours; the rooms know the config and themselves
 ALLOWED = {
     "config": set(),
     "check": {"config"},
     "files": {"config"},
-    "cli": {"config"},
-    "processes": {"config"},
+    "machine": {"config"},
+    "cli": {"config", "machine"},
+    "processes": {"config", "machine"},
     "board": {"config"},
     "outputs": {"config", "files"},
     "sampling": {"config", "cli", "diffusion"},
@@ -30,14 +31,14 @@ ALLOWED = {
     "views": {"config", "files", "dataset"},
     "resume": {"config", "models"},
     "examine": {"views", *ROOMS},
-    "trainer": {"config", "files", "examine", "resume", "processes", "views", *ROOMS},
+    "trainer": {"config", "files", "machine", "examine", "resume", "views", *ROOMS},
     "main": {*BASE, "check", "board", "trainer", "resume", "generate", *ROOMS},
     "minimal": {"cli", "outputs", "diffusion", "models"},
     "explore": {*BASE, "lessons", *ROOMS},
     "lessons": {"config", "cli", "sampling", "painter", "lessons", *ROOMS},
     **{key: {*BASE, "sampling", "painter", *ROOMS} for key in ("generate", "edit")},
     "evaluate": {*BASE, "sampling", "painter", "measures", *ROOMS},
-    "measures": {"painter", "config", "files", "cli", "processes", "sampling", "measures", *ROOMS},
+    "measures": {"painter", "config", "files", "cli", "machine", "processes", "sampling", "measures", *ROOMS},
     **{room: {"config", "check", "files", room} for room in ROOMS},
 }
 OURS = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}

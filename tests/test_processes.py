@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from config import UserError
+from machine import choose_device, use_device
 from models import checkpoint
-from processes import Processes, choose_device, joined, start
+from processes import Processes, joined, start
 
 ROOT = Path(__file__).resolve().parent.parent
 # What each process says at its end, if threads of its process group are still there (Linux): one of them may abort it
@@ -212,6 +213,17 @@ def test_alone_a_process_takes_the_first_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert start("auto").device == start("cuda").device == choose_device("cuda") == torch.device("cuda", 0)
+
+
+def test_a_gpu_that_is_used_is_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert current == []
+    assert use_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize(("built", "said"), [("12.8", "no CUDA device or driver"), (None, "built without CUDA")])

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
 import examine
+import machine
 import main
-import processes
 import resume
 import trainer as trainer_module
 import views
@@ -179,12 +179,12 @@ def test_the_network_is_taught_in_training_mode():
     assert all(part.training for part in small(**{"model.dropout": 0.5}).model.modules())
 
 
-@pytest.mark.parametrize("precision", list(trainer_module.PRECISIONS))
+@pytest.mark.parametrize("precision", list(machine.PRECISIONS))
 def test_the_network_computes_in_the_precision_asked_for(precision):
     t, seen = small(precision=precision), []
     t.model.stem.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     t.loss(0)
-    assert seen == [trainer_module.PRECISIONS[precision]]
+    assert seen == [machine.PRECISIONS[precision]]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_the_network_computes_in_the_precision_asked_for(precision):
 )
 def test_the_usual_precision_is_bf16_where_the_gpu_computes_in_it(monkeypatch, device, capability, usual):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert processes.usual_precision(torch.device(device)) == usual
+    assert machine.usual_precision(torch.device(device)) == usual
     assert small().precision == "fp32"
 
 
@@ -453,12 +453,12 @@ def test_the_film_of_the_strips_goes_forward(tmp_path):
 def test_peak_memory_is_the_high_water_mark_of_the_process_in_gib():
     with open("/proc/self/status") as status:
         kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    assert processes.peak_memory(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
+    assert machine.peak_memory(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
 
 
 def test_peak_memory_on_a_gpu_is_that_of_its_tensors_in_gib(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
-    assert processes.peak_memory(torch.device("cuda", 1)) == 3
+    assert machine.peak_memory(torch.device("cuda", 1)) == 3
 
 
 # ---------------------------------------------------------------- interruption and resume
