@@ -7,8 +7,10 @@ Several processes share the work: torchrun --nproc-per-node=N evaluate.py ...  R
 import contextlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -29,115 +31,138 @@ from models import checkpoint
 from outputs import claimed
 from painter import Painter
 
-COMMANDS = {"fid": fid, "kid": kid, "bpd": bpd, "loglik": loglik, "nearest": nearest, "speed": speed, "sweep": sweep}
-FILES = {  # that a command writes beside COMMAND.json
-    "bpd": ("by_t.csv",), "loglik": ("by_image.csv",), "nearest": ("nearest.csv", "nearest.png"),
-    "speed": ("speed.csv",), "sweep": ("sweep.csv", "sweep.png"),
+# Options by what a measure does: flag -> how it is declared.
+OWN = "default: the checkpoint's own"
+REAL = {  # looks at real images, in batches
+    "--batch-size": {"type": cli.whole(1), "default": 16, "metavar": "B", "help": "at once (default 16)"},
+    "--data": {"type": cli.place, "metavar": "SOURCE", "help": f"real images, a source or PATH ({OWN})"},
+}
+DRAWS = {"--guidance": {"type": cli.number(), "metavar": "S", "help": OWN}}  # draws pictures ...
+ONE = {  # ... by one sampler
+    "--sampler": {"choices": tuple(SAMPLERS), "default": "ddim", "help": "default ddim"},
+    "--steps": {"type": cli.whole(1), "metavar": "N", "help": f"noise levels ({OWN}, also for ddpm)"},
+    "--eta": {"type": cli.number(), "help": f"of ddim ({OWN})"},
+}
+_samplers, _counts = cli.several(cli.one_of(SAMPLERS)), cli.several(cli.whole(1))
+MANY = {  # ... by several samplers, each with several numbers of steps
+    "--samplers": {"type": _samplers, "default": tuple(SAMPLERS), "metavar": "A,B", "help": "default: all"},
+    "--steps": {"type": _counts, "metavar": "N,N", "help": f"default {','.join(map(str, STEPS))}"},
+    "--eta": {"type": cli.number(), "help": "of ddim (default 0)"},
+}
+BPD = {
+    "--variance": sampling.OPTIONS["ddpm"]["variance"],
+    "--levels": {"type": cli.whole(1), "default": 100, "metavar": "K",
+                 "help": "levels measured, drawn once a batch; the ± is over the images alone (default 100)"},
 }  # fmt: skip
-IMAGES = {  # by default
-    "fid": ENOUGH, "kid": ENOUGH, "bpd": 64, "loglik": 32, "nearest": 256, "speed": 16, "sweep": 256,
-}  # fmt: skip
+LOGLIK = {
+    "--probes": {"type": cli.whole(1), "default": 1, "metavar": "K", "help": "random probes of an image (default 1)"},
+    "--tol": {"type": cli.number(1e-5), "default": 1e-3, "help": "largest error of a step (default 1e-3)"},
+}
+
+
+def split(usual):
+    """The option of those that look at a part of the real images."""
+    return {"--split": {"choices": reference.SPLITS, "default": usual, "help": f"of the data (default {usual})"}}
+
+
+def compared(usual):
+    """The options of those that compare features of pictures with those of real images."""
+    what = {"choices": features.NAMES, "default": usual, "help": f"what is compared (default {usual})"}
+    file = {"type": cli.place, "metavar": "PATH", "help": "Inception's weights, instead of downloading them"}
+    return {**split("train"), "--features": what, "--weights-file": file}
+
+
+class Measure(NamedTuple):
+    """work: (subject, args, out) -> (protocol, figures), see measures/subject.py.  n: images, by default.
+
+    files: what it writes beside COMMAND.json.
+    """
+
+    work: Callable
+    n: int
+    options: dict
+    files: tuple = ()
+
+
+MEASURES = {
+    "fid": Measure(fid, ENOUGH, {**REAL, **compared("inception"), **DRAWS, **ONE}),
+    "kid": Measure(kid, ENOUGH, {**REAL, **compared("inception"), **DRAWS, **ONE}),
+    "bpd": Measure(bpd, 64, {**REAL, **split("val"), **BPD}, ("by_t.csv",)),
+    "loglik": Measure(loglik, 32, {**REAL, **split("val"), **LOGLIK}, ("by_image.csv",)),
+    "nearest": Measure(nearest, 256, {**REAL, **DRAWS, **ONE}, ("nearest.csv", "nearest.png")),
+    "speed": Measure(speed, 16, {**DRAWS, **MANY}, ("speed.csv",)),
+    "sweep": Measure(sweep, 256, {**REAL, **compared("random"), **DRAWS, **MANY}, ("sweep.csv", "sweep.png")),
+}
 
 
 def parser():
-    """The command line: one subcommand a measurement."""
+    """The command line: one subcommand a measure."""
     p = cli.Parser(prog="evaluate.py", description=__doc__.split("\n")[0])
-    commands = p.add_subparsers(dest="command", metavar="|".join(COMMANDS), required=True, parser_class=cli.Parser)
-    for name, command in COMMANDS.items():
-        s = commands.add_parser(name, prog=f"evaluate.py {name}", help=command.__doc__.split("\n")[0])
+    commands = p.add_subparsers(dest="command", metavar="|".join(MEASURES), required=True, parser_class=cli.Parser)
+    for name, measure in MEASURES.items():
+        s = commands.add_parser(name, prog=f"evaluate.py {name}", help=measure.work.__doc__.split("\n")[0])
         cli.add_checkpoint(s)
-        n = IMAGES[name]
-        s.add_argument("-n", type=cli.whole(1 if name == "speed" else 2), default=n, help=f"images (default {n:,})")
+        least = 1 if name == "speed" else 2
+        s.add_argument("-n", type=cli.whole(least), default=measure.n, help=f"images (default {measure.n:,})")
         s.add_argument("--out", type=cli.place, metavar="DIR", help=f"folder for the figures (default out/{name})")
-        if name != "speed":  # which draws all at once
-            s.add_argument("--batch-size", type=cli.whole(1), default=16, metavar="B", help="at once (default 16)")
-            s.add_argument(
-                "--data",
-                type=cli.place,
-                metavar="SOURCE",
-                help="real images: a source or PATH (default: what the checkpoint was trained on)",
-            )
-        if name in ("fid", "kid", "sweep", "bpd", "loglik"):
-            split = "val" if name in ("bpd", "loglik") else "train"
-            s.add_argument("--split", choices=reference.SPLITS, default=split, help=f"of the data (default {split})")
-        if name in ("fid", "kid", "sweep"):
-            usual = "random" if name == "sweep" else "inception"
-            s.add_argument(
-                "--features", choices=features.NAMES, default=usual, help=f"what is compared (default {usual})"
-            )
-            s.add_argument(
-                "--weights-file",
-                type=cli.place,
-                metavar="PATH",
-                help="Inception's weights, instead of downloading them",
-            )
-        if name == "bpd":
-            s.add_argument("--variance", **sampling.OPTIONS["ddpm"]["variance"])
-            s.add_argument(
-                "--levels",
-                type=cli.whole(1),
-                default=100,
-                metavar="K",
-                help="levels measured, drawn once a batch; the ± is over the images alone (default 100)",
-            )
-        elif name == "loglik":
-            s.add_argument(
-                "--probes", type=cli.whole(1), default=1, metavar="K", help="random probes for each image (default 1)"
-            )
-            s.add_argument("--tol", type=cli.number(1e-5), default=1e-3, help="largest error of a step (default 1e-3)")
-        else:
-            s.add_argument("--guidance", type=cli.number(), metavar="S", help="default: the checkpoint's own")
-            usual = "default 0" if name in ("speed", "sweep") else "default: the checkpoint's own"
-            s.add_argument("--eta", type=cli.number(), help=f"of ddim ({usual})")
+        for flag, declared in measure.options.items():
+            s.add_argument(flag, **declared)
+        if DRAWS.keys() <= measure.options.keys():
             cli.add_running(s)
-        if name in ("speed", "sweep"):
-            names = cli.several(cli.one_of(SAMPLERS))
-            counts = cli.several(cli.whole(1))
-            s.add_argument("--samplers", type=names, default=tuple(SAMPLERS), metavar="A,B", help="default: all")
-            s.add_argument("--steps", type=counts, metavar="N,N", help=f"default {','.join(map(str, STEPS))}")
-        elif name not in ("bpd", "loglik"):
-            s.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim", help="default ddim")
-            usual = "default: the checkpoint's own, also for ddpm"
-            s.add_argument("--steps", type=cli.whole(1), metavar="N", help=f"noise levels ({usual})")
     return p
 
 
-def main(argv):
-    """Run the program with these arguments; returns the exit code."""
-    args = parser().parse_args(argv)
+def check_eta(args):
+    """Raise UserError if --eta is given where no sampler has it."""
     if getattr(args, "eta", None) is not None:
         samplers = args.samplers if "samplers" in args else (args.sampler,)
         if not any(sampling.has(sampler, "eta") for sampler in samplers):
             have = "has" if len(samplers) == 1 else "have"
             raise UserError(f"--eta {args.eta:g}: {' and '.join(samplers)} {have} none; leave it out, or take ddim")
+
+
+def subject_of(args, path, group):
+    """The Subject that the command line asks for."""
+    painter = Painter.open(path, group.device, args.weights, args.seed, getattr(args, "compile", False))
+    guidance = painter.usual_guidance(getattr(args, "guidance", None), bool(painter.classes))
+    if getattr(args, "data", None) is not None:
+        data = replace(painter.config.data, source=args.data)
+        painter = replace(painter, config=replace(painter.config, data=data))
+    size = getattr(args, "batch_size", args.n)  # `speed`, which has none, draws all at once
+    precision = getattr(args, "precision", "fp32")
+    return Subject(**vars(painter), group=group, batch_size=size, guidance=guidance, precision=precision)
+
+
+def report(subject, args, protocol, figures):
+    """What COMMAND.json holds: the figures, and how they were measured."""
+    common = {
+        "checkpoint": str(subject.path), "checkpoint_sha256": checkpoint.digest(subject.path), "step": subject.step,
+        "weights": args.weights, "device": str(subject.device), "processes": subject.group.world,
+        "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": subject.batch_size,
+        **{name: getattr(args, name) for name in ("precision", "compile") if name in args},
+    }  # fmt: skip
+    return {"figures": figures, "protocol": {**common, **protocol}}
+
+
+def main(argv):
+    """Run the program with these arguments; returns the exit code."""
+    args = parser().parse_args(argv)
+    check_eta(args)
     path = cli.find_checkpoint(args.ckpt, args.preset)
     if args.command != "speed":  # a figure is of float32 on a GPU too, whose convolutions would round to TF32
         torch.backends.cudnn.allow_tf32 = False
     with processes.joined(args.device) as group, contextlib.ExitStack() as held:
-        size = args.n if args.command == "speed" else args.batch_size
-        running = {name: getattr(args, name) for name in ("precision", "compile") if name in args}
-        painter = Painter.open(path, group.device, args.weights, args.seed, running.get("compile", False))
-        guidance = painter.usual_guidance(getattr(args, "guidance", None), bool(painter.classes))
-        if args.command != "speed" and args.data is not None:
-            data = replace(painter.config.data, source=args.data)
-            painter = replace(painter, config=replace(painter.config, data=data))
-        precision = running.get("precision", "fp32")
-        subject = Subject(**vars(painter), group=group, batch_size=size, guidance=guidance, precision=precision)
+        subject = subject_of(args, path, group)
         out = Path(args.out or Path("out") / args.command)
-        names = {f"{args.command}.json", *FILES.get(args.command, ())}
+        names = {f"{args.command}.json", *MEASURES[args.command].files}
         group.main_only(lambda: held.enter_context(claimed(out, names)))
         if group.main:
-            print(f"{painter.origin}, {group.device}")
+            print(f"{subject.origin}, {group.device}")
         with torch.no_grad():
-            protocol, figures = COMMANDS[args.command](subject, args, out)
+            protocol, figures = MEASURES[args.command].work(subject, args, out)
         if group.main:
-            common = {
-                "checkpoint": str(path), "checkpoint_sha256": checkpoint.digest(path), "step": painter.step,
-                "weights": args.weights, "device": str(group.device), "processes": group.world,
-                "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": size, **running,
-            }  # fmt: skip
-            report = {"figures": figures, "protocol": {**common, **protocol}}
-            put(out / f"{args.command}.json", Path.write_text, json.dumps(report, indent=2) + "\n")
+            text = json.dumps(report(subject, args, protocol, figures), indent=2) + "\n"
+            put(out / f"{args.command}.json", Path.write_text, text)
             print("protocol  " + ", ".join(f"{k} {_short(v)}" for k, v in protocol.items() if not isinstance(v, dict)))
             print(f"written   {out}/{args.command}.json")
         return 0

@@ -56,7 +56,7 @@ def total_steps(config, train_images):
 
 def seed_everything(*numbers):
     """Seed torch on every device by a hash of `numbers`, for instance (seed, step)."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
 
 
 class Trainer:
