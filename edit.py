@@ -100,7 +100,7 @@ def main(argv):
         "command": args.command, "image": args.image, "n": len(originals), "steps": steps, "seed": args.seed,
         "label": args.label, "guidance": guidance if y is not None else None, **facts,
     }  # fmt: skip
-    middle, after = to_uint8(middle).cpu(), to_uint8(after).cpu()
+    middle, after = (to_uint8(painter.finished(x)).cpu() for x in (middle, after))
     write(out, originals, middle, after, pictures.readable_scale(config.data.size), settings)
     return 0
 

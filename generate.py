@@ -119,14 +119,12 @@ def generate(args, path, group):
         how = {"label": args.label, "guidance": guidance, "clip": not args.no_clip}
         return painter.walk(args.sampler, numbers, timesteps, of_sampler, **how)
 
-    found, kept, evaluations = sample(args, group, walk, steps, {*frames, *columns})
-    evaluations = max(group.gather(evaluations))
-    if any(images is None for images in found.values()):
-        raise UserError(f"{path}: the pictures are not finite; train again with a lower --train.lr")
-    shares = group.gather(found)
+    batches, stages, most = sample(args, painter, group, walk, steps, {*frames, *columns})
+    shares = group.gather((batches, most))
     if not group.main:
         return 0
-    whole = {start: images for share in shares for start, images in share.items()}
+    batches = {start: images for share, _ in shares for start, images in share.items()}
+    evaluations = max(most for _, most in shares)
     settings = {
         "checkpoint": str(path), "checkpoint_sha256": digest(path), "step": painter.step,
         "weights": args.weights, "sampler": args.sampler,
@@ -137,37 +135,36 @@ def generate(args, path, group):
         "torch": torch.__version__,
     }  # fmt: skip
     print(f"{evaluations:,} network evaluations a picture")
-    images = torch.cat([whole[start] for start in sorted(whole)])
-    write(out, images, [kept[i] for i in frames], [kept[i] for i in columns], args.upscale, settings)
+    images = torch.cat([batches[start] for start in sorted(batches)])
+    write(out, images, [stages[i] for i in frames], [stages[i] for i in columns], args.upscale, settings)
     return 0
 
 
-def sample(args, group, walk, steps, wanted):
-    """This process's share: {first number of the batch: pictures, or None if they are not finite}, stages of the first
-    batch, the most network evaluations that a picture took (`ode` chooses its steps for each batch).
+def sample(args, painter, group, walk, steps, wanted):
+    """This process's share: {number of its first picture: batch of pictures}, the `wanted` stages of those shown,
+    and the most network evaluations that a picture took (`ode` chooses its steps for each batch).
 
     Every batch is full: the last is padded with the numbers that would come next.  So the bytes do not depend on n.
-    wanted: the stages of the first pictures to keep, as {stage: (x, x0-hat)}; stage 0 is the noise.
+    wanted: stages 0..steps; stage 0 is the noise.  They come as {stage: (x, x0-hat)}.
     """
     shown = min(args.n, args.batch_size, SHOWN)
-    batches = range(0, args.n, args.batch_size)[group.rank :: group.world]
-    found, kept, most = {}, {}, 0
+    starts = range(0, args.n, args.batch_size)[group.rank :: group.world]
+    batches, stages, most = {}, {}, 0
     hidden = None if group.main else True  # None: shown on a terminal
-    bar = tqdm(total=len(batches) * steps, unit="step", disable=hidden, dynamic_ncols=True)
+    bar = tqdm(total=len(starts) * steps, unit="step", disable=hidden, dynamic_ncols=True)
     with bar, machine.autocast(group.device, args.precision):
-        for start in batches:
-            x, stages, calls = walk(range(start, start + args.batch_size))
+        for start in starts:
+            x, on_the_way, calls = walk(range(start, start + args.batch_size))
             if start == 0:
-                kept[0] = (to_uint8(x[:shown]).cpu(), None)
-            for i, step in enumerate(stages, 1):
+                stages[0] = (to_uint8(x[:shown]).cpu(), None)
+            for i, step in enumerate(on_the_way, 1):
                 if start == 0 and i in wanted:
-                    kept[i] = (to_uint8(step.x[:shown]).cpu(), to_uint8(step.x0[:shown]).cpu())
+                    stages[i] = (to_uint8(step.x[:shown]).cpu(), to_uint8(step.x0[:shown]).cpu())
                 bar.set_postfix(evaluations=len(calls), refresh=False)
                 bar.update(1)
-            x_0 = step.x[: args.n - start]
-            found[start] = to_uint8(x_0).cpu() if torch.isfinite(x_0).all() else None
+            batches[start] = to_uint8(painter.finished(step.x[: args.n - start])).cpu()
             most = max(most, len(calls))
-    return found, kept, most
+    return batches, stages, most
 
 
 def names(settings):

@@ -119,3 +119,9 @@ class Painter:
         denoise, calls = counted(self.diffusion.denoiser(self.model, y, guidance=guidance, clip=clip))
         steps = SAMPLERS[sampler](denoise, self.schedule, x, timesteps=timesteps, noise_like=noise_like, **options)
         return x, steps, calls
+
+    def finished(self, x):
+        """The pictures x, at the end of a walk.  Raises UserError if one of their numbers is not finite."""
+        if not torch.isfinite(x).all():
+            raise UserError(f"{self.path}: the pictures are not finite; train again with a lower --train.lr")
+        return x

@@ -157,7 +157,7 @@ class App(ThreadingHTTPServer):
         a, b = (lab.begin(numbers, seed)[0] for seed in (p["seed"], p["other"]))
         denoise = lab.denoiser(y, None if y is None else p["guidance"])
         x = PATHS[p["along"]](a, b, p["where"])
-        return png(last(self.turns(ddim(denoise, lab.schedule, x, timesteps=timesteps))))
+        return png(lab.finished(last(self.turns(ddim(denoise, lab.schedule, x, timesteps=timesteps)))))
 
 
 class Handler(BaseHTTPRequestHandler):

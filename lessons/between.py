@@ -98,4 +98,4 @@ def meet(lab, a, b, t, ratios, timesteps):
     if t == 0:
         return mixed
     count = max(1, round(len(timesteps) * t / lab.T))  # strides as long as those of a whole walk
-    return last(ddim(lab.denoiser(), lab.schedule, mixed, timesteps=spaced(t, count)))
+    return lab.finished(last(ddim(lab.denoiser(), lab.schedule, mixed, timesteps=spaced(t, count))))

@@ -52,7 +52,7 @@ class Lab(Painter):
 
     def draw(self, x, y=None, steps=None, guidance=None):
         """The pictures that DDIM without fresh noise makes of the noise x (B, C, H, W); y: their labels, if any."""
-        return last(ddim(self.denoiser(y, guidance), self.schedule, x, timesteps=self.spaced(steps)))
+        return self.finished(last(ddim(self.denoiser(y, guidance), self.schedule, x, timesteps=self.spaced(steps))))
 
     def levels(self, chosen, count=9, low=0):
         """The levels t to show, rising: those `chosen`, or `count` of them spread evenly over low..T."""

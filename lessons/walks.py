@@ -105,7 +105,8 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
         (denoiser, calls), timesteps = counted(lab.denoiser(y, guidance)), lab.spaced(steps, name)
         x, noise_like = lab.begin(numbers)
         began = time.perf_counter()
-        found.append(last(sampler(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)).cpu())
+        walk = sampler(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)
+        found.append(lab.finished(last(walk)).cpu())
         names.append(f"{name}\n{len(calls)} evaluations\n{(time.perf_counter() - began) / n:.2f} s")
     return figure.wall(
         torch.stack(found, dim=1),
@@ -138,7 +139,7 @@ def eta(lab, etas=(0.0, 0.25, 0.5, 0.75, 1.0), draws=4, steps=None, label=None, 
             eta=value,
             noise_like=fresh,
         )
-        columns.append(last(walk))
+        columns.append(lab.finished(last(walk)))
     return figure.wall(
         torch.stack(columns, dim=1),
         "How much of the picture is decided on the way?",

@@ -13,7 +13,6 @@ import cli
 import machine
 import processes
 import sampling
-from config import UserError
 from dataset.pixels import to_uint8
 from diffusion.steps import last
 from painter import Painter
@@ -54,9 +53,7 @@ class Subject(Painter):
             numbers = [*numbers, *[numbers[-1]] * (self.batch_size - n)]
         _, walk, calls = self.walk(sampler, numbers, timesteps, options, guidance=self.guidance)
         with machine.autocast(self.group.device, self.precision):
-            x_0 = last(walk)
-        if not torch.isfinite(x_0).all():
-            raise UserError(f"{self.path}: the pictures of {sampler} are not finite; train with a lower --train.lr")
+            x_0 = self.finished(last(walk))
         return to_uint8(x_0[:n]).cpu(), len(calls)
 
     def each(self, n, work, bar=None):

@@ -1145,10 +1145,18 @@ def test_a_compiled_network_sees_batches_of_one_size(run_folder):
     assert sizes == [4, 4] and torch.equal(found, expected)
 
 
-def test_pictures_that_are_not_finite_are_not_measured(program, run_folder, monkeypatch):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate speed -n 1 --samplers ddim --steps 3", "generate ddim -n 1 --steps 3", "edit inpaint -n 1 --steps 3",
+        "edit img2img -n 1", "explore seeds -n 2 --steps 3", "explore samplers -n 1 --steps 3",
+        "explore eta --steps 3", "explore interpolate --levels 20",
+    ],
+)  # fmt: skip
+def test_pictures_that_are_not_finite_are_no_result(program, run_folder, monkeypatch, command):
     monkeypatch.setattr(UNet, "forward", lambda self, x, t, y=None: x * math.nan)
-    code, _, err = program("evaluate", "speed", "--ckpt", run_folder, "-n", 1, "--samplers", "ddim", "--steps", 3)
-    expected = f"error: {run_folder}/best.pth: the pictures of ddim are not finite; train with a lower --train.lr\n"
+    code, _, err = program(*command.split(), "--ckpt", run_folder)
+    expected = f"error: {run_folder}/best.pth: the pictures are not finite; train again with a lower --train.lr\n"
     assert (code, err) == (2, expected)
 
 

@@ -2,8 +2,11 @@
 
 import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,8 +74,6 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_the_stated_packages_are_needed(path):
-    import sys
-
     needed = {name for name, at_top in imports(path) if at_top} - OURS - set(sys.stdlib_module_names)
     assert needed <= PACKAGES, f"{path.name} needs {needed - PACKAGES}"
 
@@ -101,6 +102,19 @@ def test_the_reading_order_holds_every_file_of_the_product():
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
         assert f"]({name})" in table or name.endswith("__init__.py"), name
+
+
+def test_packages_of_others_do_not_take_the_place_of_our_folders(tmp_path):
+    """There is a package called dataset, and some bring a folder of benchmarks along."""
+    folders = {p.relative_to(ROOT).parts[0] for p in ROOT.glob("*/*.py") if p.parent.name != "tests"}
+    assert {"dataset", "models", "benchmarks"} <= folders
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("raise RuntimeError('this is another one')")
+    for program in ("main.py", "explore.py", "benchmarks/compare.py"):
+        path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([sys.executable, ROOT / program, "--help"], env=path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------- equations

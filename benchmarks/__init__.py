@@ -1,0 +1,1 @@
+"""How fast, how safe, how well tested: programs, each with its own --help."""

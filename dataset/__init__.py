@@ -1,0 +1,1 @@
+"""Pixels in, pixels out: knows nothing of t or noise.  Read first: sources.py."""

@@ -1,0 +1,1 @@
+"""The mathematics: knows no network, no file and no flag.  Read first: schedule.py."""

@@ -1,0 +1,1 @@
+"""How good are pictures?  Knows no diffusion and no flag.  Read first: features.py."""

@@ -1,0 +1,1 @@
+"""The commands of explore.py, a function each.  Read first: lab.py."""

@@ -1,0 +1,1 @@
+"""The commands of evaluate.py, a function each.  Read first: subject.py."""

@@ -1,0 +1,1 @@
+"""The networks, their averages and their files: know nothing of diffusion.  Read first: unet.py."""
