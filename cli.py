@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         return found[0] if found else {}
 
 
-def whole(low, high=None, name="a whole number"):
+def whole(low, high=None):
     """An argparse type: a whole number in low..high."""
 
     def parse(text):
@@ -64,7 +64,7 @@ def whole(low, high=None, name="a whole number"):
             value = None
         if value is None or value < low or (high is not None and value > high):
             limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name} {limits}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
         return value
 
     return parse

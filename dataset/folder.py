@@ -89,10 +89,10 @@ def fit(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
     return np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
 
 
-def listed(skipped: tuple[str, ...], limit: int = 5) -> str:
-    """("a.png: truncated", ...) -> "a.png (truncated), ...", and after limit of them "and 12 more"."""
-    shown = ["{0} ({2})".format(*entry.rpartition(": ")) for entry in skipped[:limit]]
-    more = [f"and {len(skipped) - limit:,} more"] if len(skipped) > limit else []
+def listed(skipped: tuple[str, ...]) -> str:
+    """("a.png: truncated", ...) -> "a.png (truncated), ...", and after five of them "and 12 more"."""
+    shown = ["{0} ({2})".format(*entry.rpartition(": ")) for entry in skipped[:5]]
+    more = [f"and {len(skipped) - 5:,} more"] if len(skipped) > 5 else []
     return ", ".join(shown + more)
 
 

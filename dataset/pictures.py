@@ -10,9 +10,9 @@ def upscale(images, k):
     return images.repeat_interleave(k, dim=-2).repeat_interleave(k, dim=-1)
 
 
-def readable_scale(size, pixels=64):
-    """A whole factor that brings the short side to about `pixels`: thumbnails of 32 pixels are too small to judge."""
-    return max(1, round(pixels / min(size)))
+def readable_scale(size):
+    """A whole factor that brings the short side to about 64 pixels: thumbnails of 32 are too small to judge."""
+    return max(1, round(64 / min(size)))
 
 
 def grid(images, columns=None, padding=2):
@@ -27,10 +27,10 @@ def grid(images, columns=None, padding=2):
     return paper
 
 
-def strip(stages, padding=2):
+def strip(stages):
     """Stages of one walk side by side, one row an image: list of (N, C, H, W) -> (C, H', W')."""
     rows = torch.stack(stages, dim=1)  # (N, stages, C, H, W)
-    return grid(rows.flatten(0, 1), columns=len(stages), padding=padding)
+    return grid(rows.flatten(0, 1), columns=len(stages))
 
 
 def evenly(first, last, count):
@@ -70,8 +70,8 @@ def load_png(path):
     return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
 
 
-def save_gif(path, frames, milliseconds=80, hold=1500):
-    """Write (C, H, W) uint8 frames as a GIF that loops for ever and holds its last frame."""
+def save_gif(path, frames, milliseconds=80):
+    """Write (C, H, W) uint8 frames as a GIF that loops for ever and holds its last frame for a second and a half."""
     pictures = [to_pil(rgb(f)) for f in frames]
-    times = [milliseconds] * (len(pictures) - 1) + [hold]
+    times = [milliseconds] * (len(pictures) - 1) + [1500]
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
