@@ -1146,6 +1146,27 @@ def test_a_compiled_network_sees_batches_of_one_size(run_folder):
 
 
 @pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("fid", {"n": 2048, "split": "train", "features": "inception", "sampler": "ddim", "steps": None, "eta": None}),
+        ("kid", {"n": 2048, "split": "train", "features": "inception", "sampler": "ddim", "steps": None, "eta": None}),
+        ("bpd", {"n": 64, "split": "val", "variance": "small", "levels": 100}),
+        ("loglik", {"n": 32, "split": "val", "probes": 1, "tol": 1e-3}),
+        ("nearest", {"n": 256, "sampler": "ddim", "steps": None, "eta": None}),
+        ("speed", {"n": 16, "samplers": tuple(samplers.SAMPLERS), "steps": None}),
+        (
+            "sweep",
+            {"n": 256, "split": "train", "features": "random", "samplers": tuple(samplers.SAMPLERS), "steps": None},
+        ),
+    ],
+)
+def test_what_is_measured_when_nothing_is_asked_for(command, defaults):
+    args = vars(evaluate.parser().parse_args([command]))
+    assert {name: args[name] for name in defaults} == defaults
+    assert args.get("batch_size", 16) == 16 and args.get("precision", "fp32") == "fp32"
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "evaluate speed -n 1 --samplers ddim --steps 3", "generate ddim -n 1 --steps 3", "edit inpaint -n 1 --steps 3",

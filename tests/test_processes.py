@@ -220,10 +220,11 @@ def test_a_gpu_that_is_used_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     assert choose_device("cuda:1") == torch.device("cuda", 1)
-    assert current == []
+    assert (current, torch.backends.cudnn.benchmark) == ([], False)
     assert use_device("cuda:1") == torch.device("cuda", 1)
-    assert current == [torch.device("cuda", 1)]
+    assert (current, torch.backends.cudnn.benchmark) == ([torch.device("cuda", 1)], True)
 
 
 @pytest.mark.parametrize(("built", "said"), [("12.8", "no CUDA device or driver"), (None, "built without CUDA")])
