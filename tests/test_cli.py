@@ -37,6 +37,7 @@ from diffusion.samplers import SAMPLERS, ddim
 from diffusion.steps import Step, image_noise, spaced, spaced_rho
 from models import checkpoint
 from models.attention import Attention
+from processes import Processes
 from trainer import total_steps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -931,6 +932,22 @@ def test_spacing_rho_and_tol_change_the_pictures(program, run_folder):
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ode"])  # slow: it stops at each
 def test_one_step_and_T_steps_work(program, run_folder, sampler, steps):
     assert program("generate", sampler, "--ckpt", run_folder, "-n", 1, "--steps", steps)[0] == 0
+
+
+def test_processes_put_their_shares_together(program, run_folder, tmp_path, capsys):
+    """The pictures in order, and the most evaluations that one of them took anywhere: `ode` chooses its own."""
+
+    class Two(Processes):
+        def gather(self, thing):
+            other = ({1: torch.full((1, 3, 16, 16), 7, dtype=torch.uint8)}, 99) if isinstance(thing, tuple) else thing
+            return [thing, other]
+
+    args = generate.parser().parse_args(["ddim", "-n", "2", "--batch-size", "1", "--steps", "2", "--out", "o"])
+    program("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--batch-size", 1, "--steps", 2, "--out", "alone")
+    generate.generate(args, run_folder / "best.pth", Two(0, 2, torch.device("cpu")))
+    first, second = (pictures.load_png(Path("o") / name) for name in ("00000.png", "00001.png"))
+    assert torch.equal(first, pictures.load_png(Path("alone/00000.png"))) and (second == 7).all()
+    assert json.loads(Path("o/settings.json").read_text())["evaluations"] == 99
 
 
 def test_labels_and_guidance_without_classes_are_refused(program, tmp_path):
