@@ -215,20 +215,22 @@ def run(main, argv=None):
     except BrokenPipeError:  # the reader of our output went away, perhaps before the work was done
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered must not fail at exit
         return 128 + signal.SIGPIPE  # as any program then ends
-    except (UserError, OSError, MemoryError, RuntimeError, ValueError) as error:
-        expected = isinstance(error, (UserError, OSError, MemoryError)) or _out_of_memory(error)
+    except Exception as error:
+        expected = isinstance(error, (UserError, OSError)) or out_of_memory(error)
         if "--debug" in argv or not expected:
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
 
 
-def _out_of_memory(error):
-    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()
+def out_of_memory(error):
+    """Whether this is what Python or PyTorch raises when memory runs out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _one_line(error):
-    if isinstance(error, MemoryError) or _out_of_memory(error):
+    if out_of_memory(error):
         return (
             "out of memory; use a smaller batch (--train.batch_size in training, --batch-size otherwise), "
             "fewer pictures (-n, --data.count) or --model.grad_checkpoint true"

@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,11 +97,13 @@ def apart(work, *args, **values):
 
 
 def ask(*args, **values):
-    """measure() in a process of its own."""
+    """measure() in a process of its own; None if it did not fit into the memory."""
     try:
         return apart(measure, *args, **values)
-    except (MemoryError, RuntimeError):
-        return None  # did not fit
+    except (BrokenExecutor, MemoryError, RuntimeError) as error:
+        if isinstance(error, BrokenExecutor) or cli.out_of_memory(error):  # the first: killed by the system
+            return None
+        raise
 
 
 def ask_several(processes, **values):

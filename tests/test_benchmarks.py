@@ -1,5 +1,6 @@
 """The benchmarks are programs like the others: a mistake is one line, and found before the work."""
 
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,26 @@ def test_compare_refuses_before_the_work(tmp_path, monkeypatch, capsys, flags, w
     monkeypatch.setattr(compare, "compare", lambda args: pytest.fail("it began"))
     refused(compare.main, capsys, flags, words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "fits"),
+    [(MemoryError(), False), (BrokenProcessPool(), False), (RuntimeError("CUDA out of memory"), False), (None, True)],
+)
+def test_scale_leaves_out_what_does_not_fit(monkeypatch, error, fits):
+    def apart(work):
+        if error:
+            raise error
+        return {"seconds": 1}
+
+    monkeypatch.setattr(scale, "apart", apart)
+    assert scale.ask() == ({"seconds": 1} if fits else None)
+
+
+def test_scale_does_not_take_a_fault_for_a_lack_of_memory(monkeypatch):
+    monkeypatch.setattr(scale, "apart", lambda work: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError):
+        scale.ask()
 
 
 def test_compare_refuses_a_second_gpu(tmp_path, monkeypatch, capsys):
