@@ -1,7 +1,7 @@
 """All of it on one page, with points in the plane for pictures:  python minimal.py
 
-The functions that the large programs call, without their comforts: data, network, training, drawing.  In less than a
-minute it learns a spiral and draws out/minimal.png, where noise becomes one.  Read next: diffusion/schedule.py.
+Data, network, training, drawing: what the large programs do, without their comforts.  In less than a minute it learns
+a spiral and draws out/minimal.png, where noise becomes one.  Read next: diffusion/schedule.py, which makes the tables.
 
 Letters: B batch.  A point is (x, y), so x_0, x_t and eps are (B, 2) where they are (B, C, H, W) elsewhere.
 """
@@ -15,10 +15,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import cli
-from diffusion.process import GaussianDiffusion
-from diffusion.samplers import ddim
 from diffusion.schedule import cosine
-from diffusion.steps import spaced
+from diffusion.steps import Step, adjacent, spaced
 from models.embedding import sinusoidal
 from outputs import claimed
 
@@ -32,42 +30,54 @@ def spiral(n):
 
 
 class Network(nn.Module):
-    """Noisy points x_t (B, 2) and their level t (B,) -> its prediction (B, 2).  There are no labels, so y is None."""
+    """Noisy points x_t (B, 2) and their levels t (B,) -> a guess of v (B, 2), a mixture of the noise and the data."""
 
-    def __init__(self, width=128, time=32):
+    def __init__(self):
         super().__init__()
-        self.time = time
         self.layers = nn.Sequential(
-            nn.Linear(2 + time, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2),
+            nn.Linear(2 + 32, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(),
+            nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2),
         )  # fmt: skip
 
-    def forward(self, x_t, t, y=None):
-        return self.layers(torch.cat([4 * x_t, sinusoidal(t, self.time)], dim=1))  # 4: so that small distances count
+    def forward(self, x_t, t):
+        return self.layers(torch.cat([4 * x_t, sinusoidal(t, 32)], dim=1))  # 4: so that small distances count
 
 
 def train(steps=3000, batch=512, lr=2e-3):
-    """A network that has learned to tell the spiral from the noise, and the process that it learned it on."""
-    model, diffusion = Network(), GaussianDiffusion(cosine(T), prediction="v")
+    """A network that has learned to tell the spiral from the noise, and the schedule that it learned it on."""
+    model, schedule = Network(), cosine(T)
+    signal, noise = schedule.signal.float(), schedule.noise.float()  # √ᾱ_t and √(1-ᾱ_t), (T+1,)
     optimizer = torch.optim.Adam(model.parameters(), lr)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        loss = diffusion.loss(model, spiral(batch)).mean()  # draws t and eps, makes x_t, compares with what model says
+    for _ in range(steps):
+        x_0, t, eps = spiral(batch), torch.randint(1, T + 1, (batch,)), torch.randn(batch, 2)
+        a, b = signal[t, None], noise[t, None]
+        x_t = a * x_0 + b * eps
+        v = a * eps - b * x_0  # why not eps: at T, where a is nearly 0, the guess of x_0 would have to divide by it
+        loss = (v - model(x_t, t)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model, diffusion
+    return model, schedule
 
 
-def draw(model, diffusion, n=1000, steps=50):
+@torch.no_grad()
+def draw(model, schedule, n=1000, steps=50):
     """The walk of n points from noise to the spiral: a list of Steps (t, x, x0)."""
-    denoise = diffusion.denoiser(model, clip=False)  # points may lie anywhere, pixels in [-1, 1]
-    # eta 1: some fresh noise in every step, which mends what was guessed wrong before
-    return list(ddim(denoise, diffusion.schedule, torch.randn(n, 2), timesteps=spaced(T, steps), eta=1.0))
+    signal, noise = schedule.signal, schedule.noise
+    x, walk = torch.randn(n, 2), []
+    for t, s in adjacent(schedule, spaced(T, steps)):  # from level t to s < t
+        v = model(x, torch.full((n,), t))
+        # what the network takes for data and for noise, given that x = a x_0 + b eps, v = a eps - b x_0, a² + b² = 1
+        x0, eps = signal[t] * x - noise[t] * v, noise[t] * x + signal[t] * v
+        # the same two at level s; a part of the noise is drawn anew, which mends what was guessed wrong before
+        fresh = schedule.posterior_variance(t, s)
+        x = signal[s] * x0 + (noise[s] ** 2 - fresh).sqrt() * eps + fresh.sqrt() * torch.randn(n, 2)
+        walk.append(Step(s, x, x0))
+    return walk
 
 
 def plot(walk, path):
-    """Five stages of the walk side by side: the points, and where the network thinks they belong."""
+    """Five stages of the walk side by side: the points, and the guess of the data that led to them."""
     figure = Figure(figsize=(12, 2.6), layout="constrained")
     for i, axes in enumerate(figure.subplots(1, 5)):
         stage = walk[i * (len(walk) - 1) // 4]

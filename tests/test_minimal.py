@@ -7,7 +7,10 @@ import torch
 from PIL import Image
 
 import minimal
-from diffusion.steps import Step
+from diffusion.process import GaussianDiffusion
+from diffusion.samplers import ddim
+from diffusion.schedule import cosine
+from diffusion.steps import Step, spaced
 
 
 def to_spiral(points):
@@ -21,6 +24,35 @@ def test_the_spiral_is_learned():
     *_, step = minimal.draw(*minimal.train())
     assert step.t == 0 and to_spiral(step.x).mean() < 0.03 and to_spiral(step.x).quantile(0.95) < 0.1
     assert torch.cdist(minimal.spiral(1000), step.x).min(dim=1).values.max() < 0.15
+
+
+def test_the_walk_is_ddim_with_all_of_its_noise():
+    torch.manual_seed(0)
+    model, schedule = minimal.Network(), cosine(minimal.T)
+    torch.manual_seed(1)
+    walk = minimal.draw(model, schedule, n=50, steps=10)
+    torch.manual_seed(1)
+    denoise = GaussianDiffusion(schedule, prediction="v").denoiser(lambda x, t, y: model(x, t), clip=False)
+    same = list(ddim(denoise, schedule, torch.randn(50, 2), timesteps=spaced(minimal.T, 10), eta=1.0))
+    assert [step.t for step in walk] == [step.t for step in same]
+    for ours, theirs in zip(walk, same, strict=True):
+        torch.testing.assert_close(ours.x, theirs.x, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.x0, theirs.x0, rtol=0, atol=1e-5)
+
+
+def test_training_follows_the_loss_of_the_process():
+    """One step from the same beginning, with the same draws, ends in the same weights."""
+    torch.manual_seed(0)
+    model, _ = minimal.train(steps=1, batch=2000)
+    torch.manual_seed(0)
+    same, diffusion = minimal.Network(), GaussianDiffusion(cosine(minimal.T), prediction="v")
+    optimizer = torch.optim.Adam(same.parameters(), 2e-3)
+    x_0, t, eps = minimal.spiral(2000), torch.randint(1, minimal.T + 1, (2000,)), torch.randn(2000, 2)
+    diffusion.loss(lambda x_t, t, y: same(x_t, t), x_0, t=t, eps=eps).mean().backward()
+    optimizer.step()
+    assert t.min() == 1 and t.max() == minimal.T
+    for ours, theirs in zip(model.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_the_figure_is_drawn_from_the_first_stage_to_the_last(program, monkeypatch, tmp_path):
