@@ -200,6 +200,7 @@ def run(main, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     machine.keep_memory()
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its own default; unset, Triton warns on every GPU
+    os.environ["MATPLOTLIBRC"] = os.devnull  # the user's own may ask for TeX, or for letters that cover our curves
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us: nobody wants to read it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

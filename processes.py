@@ -79,6 +79,8 @@ def start(device="auto"):
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
     except ValueError as error:
         raise UserError(f"WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is no number ({error}): {alone}") from None
+    if world < 1:
+        raise UserError(f"WORLD_SIZE {world}: {alone}")
     if beside > 1 and device.startswith("cuda:"):
         raise UserError(f"--device {device}: {beside} processes need a device each; use --device cuda")
     device = machine.use_device(device, local)

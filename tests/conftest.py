@@ -18,6 +18,10 @@ from models import checkpoint
 
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # test_gpu.py asks for them
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: the tests compare bits, the CPU's
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"  # the page of explore.py is on this machine
+os.environ["COLUMNS"] = "80"  # a narrower --help breaks its lines elsewhere
+for left in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):  # by a cluster's launcher
+    os.environ.pop(left, None)
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs begin with Ctrl-C ignored
 

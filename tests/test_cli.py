@@ -382,6 +382,17 @@ def test_a_log_file_grows_line_by_line(tmp_path):
     assert (tmp_path / "log").read_text() == "a line\n"
 
 
+def test_the_users_taste_in_plots_is_not_asked_for(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("font.size: 33\n")
+    talk = "import matplotlib; print(matplotlib.rcParams['font.size'])"
+    ours = f"import cli; cli.run(lambda argv: exec({talk!r}), [])"
+    env = {**os.environ, "MPLCONFIGDIR": str(tmp_path)}
+    env.pop("MATPLOTLIBRC", None)
+    for program, size in ((talk, "33.0"), (ours, "10.0")):
+        found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert found.stdout.strip() == size, found.stderr
+
+
 def test_a_reader_that_goes_away_gets_no_line_and_the_code_of_a_broken_pipe(capsys, monkeypatch):
     """The work may not have been done, so it is no success."""
 

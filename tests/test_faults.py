@@ -619,7 +619,7 @@ def test_an_unknown_preset_is_refused_by_export_too(program):
     one_line(err, "--preset smok", "smoke")
 
 
-@pytest.mark.parametrize("left", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2", "RANK": "0"}])
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "2", "RANK": "0"}])
 def test_what_a_cluster_left_in_the_environment_is_named(program, monkeypatch, left):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
