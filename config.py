@@ -38,7 +38,7 @@ class Model:
     attention_resolutions: tuple[int, ...] = (16,)  # softmax attention where the feature map's short side is this
     linear_attention_resolutions: tuple[int, ...] = ()  # linear attention there instead
     heads: int = 1  # attention heads
-    dropout: float = 0.1
+    dropout: float = 0.1  # share of each ResBlock's features set to 0 in training
     scale_shift: bool = False  # true: the embedding scales and shifts, after the norm; false: it shifts, before it
     patch: int = 1  # the network works on patch x patch blocks of pixels: H / patch by W / patch
     num_classes: int = 0  # 0 = no labels
@@ -51,10 +51,10 @@ class Diffusion:
     # give way to them, and those on the command line are refused.
     process: str = "gaussian"
     schedule: str = "linear"  # linear | cosine
-    T: int = 1000
+    T: int = 1000  # number of noise levels
     beta_start: float = 1e-4  # linear only
     beta_end: float = 0.02  # linear only
-    prediction: str = "eps"  # eps | x0 | v
+    prediction: str = "eps"  # what the network outputs: eps (the noise) | x0 (the picture) | v (a mixture of the two)
     zero_terminal_snr: bool = False  # rescale so that nothing of the picture is left at T; not with eps
     min_snr_gamma: float | None = None  # None = every timestep has weight 1
 
@@ -62,14 +62,14 @@ class Diffusion:
 @dataclass(frozen=True)
 class Train:
     steps: int = 0  # optimiser steps; 0 = use epochs
-    epochs: int = 0
+    epochs: int = 0  # passes over the training images, where steps is 0
     batch_size: int = 128  # images in one forward pass, over all processes together
     accumulate: int = 1  # forward passes for each optimiser step
-    lr: float = 2e-4
+    lr: float = 2e-4  # Adam's learning rate
     lr_schedule: str = "constant"  # constant | cosine (falls, to be 0 after the last step), after the warm-up
     warmup_steps: int = 0  # the learning rate rises linearly over these
     clip_norm: float = 1.0  # largest gradient norm; 0 = no clipping
-    ema_decay: float = 0.9999
+    ema_decay: float = 0.9999  # how much of the averaged weights, which draw the samples, each step keeps
     ema_warmup: str = "ratio"  # ratio: (1+n)/(10+n) | power: 1-(1+n)^(-3/4) | none; never above ema_decay
     label_dropout: float = 0.1  # share of labels hidden in training, so that guidance is possible
     eval_every: int = 1000  # steps between evaluations: validation, sample grid, best.pth, last.pth
@@ -78,20 +78,20 @@ class Train:
     # what is compared: random | pixels | inception (FID, KID; samples are drawn at the precision of training)
     distance_features: str = "random"
     max_skips: int = 20  # stop after this many gradients in a row that are not finite (looked at every 10 steps)
-    seed: int = 0
+    seed: int = 0  # of the weights, the order of the images and the noise
 
 
 @dataclass(frozen=True)
 class Sample:
     steps: int = 50  # noise levels of a walk; but `generate.py ddpm` takes all T, and `ode` chooses its own
-    eta: float = 0.0
+    eta: float = 0.0  # fresh noise in each step of ddim: 0 = none, 1 = as much as ddpm's
     guidance: float = 1.0  # 1 = the conditional prediction, 0 = the unconditional one
     n: int = 36  # pictures in the grid of each evaluation
 
 
 @dataclass(frozen=True)
 class Config:
-    name: str = "textiles"
+    name: str = "textiles"  # the preset that it began with
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     diffusion: Diffusion = field(default_factory=Diffusion)
@@ -310,7 +310,8 @@ def to_text(value):
 def override(config, values):
     """`config` with {"train.lr": 2e-4, ...} replaced.
 
-    A budget in epochs replaces one in steps; edm resets what it BRINGS.
+    A budget in epochs replaces one in steps; edm resets what it BRINGS.  Raises UserError for a setting that another
+    one leaves without a meaning.
     """
     if "train.epochs" in values and "train.steps" not in values:
         values = {**values, "train.steps": 0}

@@ -1,6 +1,6 @@
 """Look at diffusion:  python explore.py forward|denoise|steps|morph|attention|... [--ckpt PATH] [--out DIR]
 
-One command for each concept: it draws one figure and says in two sentences what to look for.  `app` opens a
+One command for each concept: it draws one figure and says in two sentences what to look for.  `app` serves a
 page to denoise and morph by hand.  A lesson is a function of the lab and its options in lessons/; its docstring is the
 text that it prints, its signature its command line.  Read next: lessons/lab.py.
 """

@@ -2,7 +2,7 @@
 
 list the image files -> look in the cache -> decode what is new, in order, on all cores -> cache it.
 One bad file never stops a run: it is skipped, with its reason.  Nothing is ever written beside the
-user's images.  Read next: dataset/sources.py, which chooses between this and the other sources.
+user's images.  Read first: sources.py, which chooses between this and the other sources.
 """
 
 import hashlib

@@ -37,8 +37,8 @@ def prior_term(schedule, x_0):
 def step_term(schedule, denoise, x_0, x_t, t, variance="small"):
     """L_{t-1} for 2 <= t <= T: the reverse step that knows x_0 against the one that asks the network, (B,).
 
-    x_t: a draw from q(x_t | x_0).  variance: of the reverse step, as in `ddpm`: "small" β̃_t, "large" β_t or "learned".
-    With the last, t may also be (B,).
+    x_t: a draw from q(x_t | x_0).  t: an int, or (B,).  variance: of the reverse step, as in `ddpm`: "small" β̃_t,
+    "large" β_t or "learned".
     """
     # L_{t-1} = D_KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))                                     DDPM Eq. (5)
     # With the small variance both have σ_t² = β̃_t and C is 0: L_{t-1} = ‖μ̃_t - μ_θ‖² / 2σ_t² + C     DDPM Eq. (8)
@@ -49,7 +49,7 @@ def step_term(schedule, denoise, x_0, x_t, t, variance="small"):
     return kl(mean, posterior_variance, model_mean, model_variance).flatten(1).sum(dim=1)
 
 
-def decoder_term(schedule, denoise, x_0, x_1, variance="large"):
+def decoder_term(schedule, denoise, x_0, x_1, variance="small"):
     """L_0 = -log p_θ(x_0 | x_1) for pictures of 256 grey levels, x_0 = k / 127.5 - 1: (B,).
 
     β̃_1 = 0 is no density, so "small" too takes β_1 for the variance of the last step.
@@ -95,4 +95,5 @@ def _log_interval(a, b):
     right = a > 0
     a, b = torch.where(right, -b, a), torch.where(right, -a, b)
     high, low = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
+    # in float64 an empty interval gets log 1e-300, not -∞
     return high + torch.log(-torch.expm1((low - high).clamp(max=-1e-300)))

@@ -42,13 +42,16 @@ class Guess(tuple):
         return (self.mix * column(beta.log(), self.mix) + (1 - self.mix) * column(small.log(), self.mix)).exp()
 
 
-def share(output):
+def mix_of(half):
     """The network's second half as a mix: -1 is β̃, 1 is β, and 0, where training begins, is halfway."""
-    return (output + 1) / 2
+    return (half + 1) / 2
 
 
 class LearnedVariance(GaussianDiffusion):
-    """GaussianDiffusion for a network with 2C output channels: the prediction, and where the variance lies."""
+    """GaussianDiffusion for a network with 2C output channels: the prediction, and where the variance lies.
+
+    Raises ValueError, too, for a schedule of one level.
+    """
 
     def __init__(self, schedule, prediction="eps", min_snr_gamma=None):
         if schedule.T < 2:
@@ -68,10 +71,10 @@ class LearnedVariance(GaussianDiffusion):
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps
         x_t = self.q_sample(x_0, t, eps)
-        prediction, output = self.ask(model, x_t, t, y).chunk(2, dim=1)
+        prediction, half = self.ask(model, x_t, t, y).chunk(2, dim=1)
         simple = self.weighted_error(prediction, x_0, eps, t)
         x0_hat, eps_hat = self.to_x0_eps(prediction.detach(), x_t, t)  # the bound teaches the variance alone
-        guess = Guess(x0_hat, eps_hat, share(output), self.on_device)
+        guess = Guess(x0_hat, eps_hat, mix_of(half), self.on_device)
         # L_hybrid = L_simple + λ L_vlb; L_vlb is a sum over T levels, of which this t is one            iDDPM Eq. (16)
         return simple + LAMBDA * self.T * self.vlb_term(guess, x_0, x_t, t).to(simple.dtype)
 
@@ -95,5 +98,5 @@ class LearnedVariance(GaussianDiffusion):
 
     def guess(self, output, x_t, t, clip):
         """As in the base class, and a Guess."""
-        prediction, output = output.chunk(2, dim=1)
-        return Guess(*super().guess(prediction, x_t, t, clip), share(output), self.schedule)
+        prediction, half = output.chunk(2, dim=1)
+        return Guess(*super().guess(prediction, x_t, t, clip), mix_of(half), self.schedule)

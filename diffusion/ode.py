@@ -51,15 +51,16 @@ def velocity(denoise, schedule):
     return v
 
 
-def integrate(f, x, a, b, tol):
+def integrate(f, x, a, b, tol, slope=None):
     """Solve dx/du = f(x, u) from u = a to b, x (B, ...), in steps whose estimated error is at most tol in every entry.
 
     Bogacki & Shampine's embedded pair: a third-order step, and its distance from a second-order one as the estimate.
+    Returns x at b and the slope there, where a next stretch may begin: slope is f(x, a), if it is known already.
     Raises ValueError unless tol is positive.
     """
     if not tol > 0:
         raise ValueError(f"tol must be positive, not {tol:g}")
-    h, k1 = b - a, f(x, a)
+    h, k1 = b - a, f(x, a) if slope is None else slope
     while a != b:
         h = b - a if abs(h) > abs(b - a) else h
         k2 = f(x + h / 2 * k1, a + h / 2)
@@ -69,12 +70,12 @@ def integrate(f, x, a, b, tol):
         k4 = f(new, end)  # the next step's k1
         error = (h / 72 * (-5 * k1 + 6 * k2 + 8 * k3 - 9 * k4)).abs().max().item()
         if not math.isfinite(error):
-            return new  # no step is small enough for that: let the caller see it
+            return new, k4  # no step is small enough for that: let the caller see it
         if error <= tol or abs(h) < 1e-6:  # a jump in f, such as a clip makes, is not worth smaller steps
             x, a, k1 = new, end, k4
         # The error grows as h³: aim a little below tol, and change h by no more than a factor of 5.
         h *= min(5.0, max(0.2, 0.9 * (tol / max(error, 1e-300)) ** (1 / 3)))
-    return x
+    return x, k1
 
 
 @torch.no_grad()
@@ -85,9 +86,10 @@ def ode(denoise, schedule, x_T, *, timesteps=None, tol=1e-2, noise_like=torch.ra
     levels to yield at, T alone to go straight to the picture; the solver stops at each.  noise_like is not used.
     """
     v, phis = velocity(denoise, schedule), angles(schedule).tolist()
-    x = x_T
+    x, slope = x_T, None
     for t, s in adjacent(schedule, timesteps):
-        x = integrate(v, x, phis[t], phis[max(s, 1)], tol) if t > 1 else x
+        if t > 1:
+            x, slope = integrate(v, x, phis[t], phis[max(s, 1)], tol, slope)
         x0, _ = denoise(x, max(s, 1))
         x = x if s > 0 else x0.expand_as(x)  # below level 1 there is no network: the rest of the way is its guess
         yield Step(s, x, x0)
@@ -114,7 +116,7 @@ def log_likelihood(denoise, schedule, x, *, tol=1e-4, probe=None):
         return torch.cat([out.detach(), sum(parts)[:, None] / d], dim=1)
 
     start = torch.cat([x.flatten(1), torch.zeros_like(x.flatten(1)[:, :1])], dim=1)
-    end = integrate(joint, start, phis[1], phis[-1], tol)
+    end, _ = integrate(joint, start, phis[1], phis[-1], tol)
     # log p_1(x_1) = log N(x_T; 0, I) + ∫ ∇·v dφ: what volume gains on the way, density loses
     return -0.5 * (end[:, :d].square().sum(1) + d * math.log(2 * math.pi)) + d * end[:, d]
 

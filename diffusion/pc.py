@@ -19,14 +19,15 @@ def pc(denoise, schedule, x_T, *, timesteps=None, snr=0.16, corrector_steps=1, n
     snr: r, length of a Langevin step relative to its noise, 0 <= r < 1.  A step of finite length is biased: on a level
     of standard deviation 1 it settles near 1 + r²/2.  The length is taken from the norms of one image and its noise, so
     it is too large for an image of a few numbers.  corrector_steps: 0 is `ddpm`, large variance.
+    Raises ValueError for snr or corrector_steps outside these.
     """
     if not 0 <= snr < 1 or corrector_steps < 0:
         raise ValueError(f"snr must be from 0 to below 1, corrector_steps at least 0: {snr:g}, {corrector_steps}")
     x = x_T
     for t, s in adjacent(schedule, timesteps):
         x0, _ = denoise(x, t)
-        # Deviation: the ancestral predictor in place of x_i = (2 - √(1-β)) x_{i+1} + β s + √β z.  They agree to first
-        # order in β, but β is not small when levels are skipped, nor at the end of the cosine schedule.
+        # Deviation: the ancestral predictor in place of x_i = (2 - √(1-β)) x_{i+1} + β ∇ log p + √β z.  They agree to
+        # first order in β, but β is not small when levels are skipped, nor at the end of the cosine schedule.
         mean, _ = q_posterior(schedule, x0, x, t, s)  # (x_t + β ∇ log p_t) / √(1-β)
         x = mean
         if s > 0:  # level 0 has no noise, hence no score to correct with

@@ -58,6 +58,7 @@ class GaussianDiffusion:
 
     prediction: what the network outputs, "eps" | "x0" | "v".
     min_snr_gamma: γ of Min-SNR weighting, or None for weight 1 at every timestep.
+    Raises ValueError for another prediction, and for "eps" where the schedule leaves nothing of the picture at T.
     """
 
     def __init__(self, schedule, prediction="eps", min_snr_gamma=None):
@@ -87,6 +88,7 @@ class GaussianDiffusion:
 
     @property
     def T(self):
+        """Number of noisy levels."""
         return self.schedule.T
 
     # ------------------------------------------------------------------ forward: data -> noise
@@ -121,7 +123,7 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------ training
 
     def _weights(self):
-        """(T+1,) weight of the squared error at each t.
+        """(T+1,) weight of the squared error at each t = 1..T; that of t = 0 is not used.
 
         Weight 1 on the error in ε is weight SNR on the error in x_0, so the nearly clean levels, where SNR is huge,
         count far more than the others.  γ is the most that any may count.
@@ -134,9 +136,7 @@ class GaussianDiffusion:
         snr = self.schedule.snr
         per_error = {"eps": snr, "x0": torch.ones_like(ab), "v": snr + 1}[self.prediction]
         # so ε has the weight min(1, γ/SNR), x_0 min(SNR, γ), v min(SNR, γ) / (SNR + 1)
-        weight = snr.clamp(max=self.min_snr_gamma) / per_error
-        weight[0] = 0.0  # no noise, nothing to learn
-        return weight
+        return snr.clamp(max=self.min_snr_gamma) / per_error
 
     def draw_t(self, n, device):
         """n levels to train at, (n,), each equally likely."""
@@ -145,7 +145,7 @@ class GaussianDiffusion:
     def loss(self, model, x_0, y=None, *, t=None, eps=None):
         """Weighted squared error of each image's prediction: (B,); L_simple where that is ε and the weights are 1.
 
-        Draws t uniform in 1..T and eps ~ N(0, I) where they are not given.
+        Where they are not given, t is drawn by `draw_t`, here uniform in 1..T, and eps ~ N(0, I).
         model: (x_t, t, y) -> prediction.  x_0: (B, C, H, W) in [-1, 1].  y: (B,) labels or None.
         """
         # Least squares ends in a mean, ε̂ = E[ε | x_t], so x̂_0 = E[x_0 | x_t] is the average of all pictures that x_t

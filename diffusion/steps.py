@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.process import column
+
 SIGMA_MAX = 80.0  # where EDM's levels begin, in units of σ = √((1-ᾱ)/ᾱ)
 
 
 class Step(NamedTuple):
-    """One stage of the walk: t is the level of x (0 means clean); x0 is the network's guess that led here."""
+    """One stage of the walk: t is the level of x (0 means clean), x0 the guess that led here (in `ode`: made here)."""
 
     t: int
     x: Tensor
@@ -26,6 +28,7 @@ def spaced(T, n):
     """n distinct levels of 1..T, strictly falling, the first T and as even as whole numbers can be (1 <= n <= T).
 
     The last step goes from the smallest level to 0.  DDIM Sec. 4.2; "trailing" in Lin et al. 2023, Table 2.
+    Raises ValueError for any other n.
     """
     if not 1 <= n <= T:
         raise ValueError(f"the number of steps must be from 1 to T = {T}, not {n}")
@@ -74,7 +77,10 @@ def _even(measure, n, top):
 
 
 def adjacent(schedule, timesteps=None):
-    """The pairs (t, s) that a sampler walks over, the last one ending in s = 0.  Default: every level."""
+    """The pairs (t, s) that a sampler walks over, the last one ending in s = 0.  Default: every level.
+
+    Raises ValueError unless `timesteps` are one or more levels of 1..T that fall strictly.
+    """
     levels = [*(range(schedule.T, 0, -1) if timesteps is None else timesteps), 0]
     if len(levels) == 1 or levels[0] > schedule.T or any(t <= s for t, s in pairwise(levels)):
         raise ValueError(f"timesteps must fall strictly and lie in 1..{schedule.T}: {levels[:-1]}")
@@ -84,7 +90,7 @@ def adjacent(schedule, timesteps=None):
 def reverse_variance(schedule, guess, t, s, which):
     """σ² of the reverse step t -> s, by name: "small", "large" or "learned", as `ddpm` explains them.
 
-    guess: what the denoiser returned at t; only "learned" looks at it.
+    guess: what the denoiser returned at t.  t, s: ints, or (B,).  Returns one number, or a tensor shaped to multiply x.
     Raises ValueError for "learned" where the guess has no variance, and for an unknown name.
     """
     if which not in ("small", "large", "learned"):
@@ -93,7 +99,8 @@ def reverse_variance(schedule, guess, t, s, which):
         if not hasattr(guess, "variance"):
             raise ValueError("no variance was learned: train one with --diffusion.process learned_variance")
         return guess.variance(t, s)
-    return schedule.jump_beta(t, s) if which == "large" else schedule.posterior_variance(t, s)
+    variance = schedule.jump_beta(t, s) if which == "large" else schedule.posterior_variance(t, s)
+    return variance if variance.ndim == 0 else column(variance, guess[0])
 
 
 def image_noise(seed, numbers):

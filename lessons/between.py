@@ -1,6 +1,6 @@
 """What lies between two pictures?  Between two noises a path of whole pictures; between two photos a blend to mend.
 
-Read next: walks.py, whose walks these are.
+Read first: walks.py, whose walks these are.
 """
 
 import torch

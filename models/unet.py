@@ -3,7 +3,8 @@
 The encoder halves the resolution stage by stage and remembers every feature map; the decoder climbs back and is
 handed those maps one by one, last first.  So the deep layers decide what the picture is about and the skips keep
 where everything was.  The layout is that of DDPM (Ho et al. 2020, App. B); `UNet()` has the layers and parameters of
-their CIFAR-10 network.  Read next: ../trainer.py, the loop that teaches it.
+their CIFAR-10 network.  Read beside it: embedding.py, blocks.py, attention.py.
+Read next: ../trainer.py, the loop that teaches it.
 
 Letters: B batch, C image channels, H height, W width, D channels of the time embedding.
 """
@@ -43,7 +44,7 @@ class UNet(nn.Module):
     """Image-to-image network conditioned on a timestep and, if config.num_classes > 0, on a class label.
 
     config: the sizes (config.Model).  image_channels: C.  size: (H, W) that it is built for; it decides only at which
-    stages attention sits.  Any other H, W that are multiples of config.size_multiple(...) run as well.
+    stages attention sits.  Any other H, W that are multiples of `size_multiple` (config.py) run as well.
     out_channels: of the output; None is C.
     """
 
@@ -62,37 +63,37 @@ class UNet(nn.Module):
 
         # Encoder.  skips[stage] lists the channels of the maps that this stage hands to the decoder.
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
-        skips, width = [], channels[0]
+        skips, current = [], channels[0]  # channels of the feature map so far
         for stage, out in enumerate(channels):
-            blocks, handed = nn.ModuleList(), [width]
+            blocks, handed = nn.ModuleList(), [current]
             for _ in range(config.num_res_blocks):
-                blocks.append(Block(width, out, emb_dim, config, resolutions[stage]))
-                width = out
-                handed.append(width)
+                blocks.append(Block(current, out, emb_dim, config, resolutions[stage]))
+                current = out
+                handed.append(current)
             self.encoder.append(blocks)
-            self.down.append(Downsample(width) if stage < len(channels) - 1 else nn.Identity())
+            self.down.append(Downsample(current) if stage < len(channels) - 1 else nn.Identity())
             skips.append(handed)
 
         # Middle: ResBlocks, the first with attention after it.
         def middle(i):
-            attention = Attention(width, config.heads) if i == 0 else nn.Identity()
-            return nn.ModuleList([ResBlock(width, width, emb_dim, config.dropout, config.scale_shift), attention])
+            attention = Attention(current, config.heads) if i == 0 else nn.Identity()
+            return nn.ModuleList([ResBlock(current, current, emb_dim, config.dropout, config.scale_shift), attention])
 
         self.middle = nn.ModuleList(middle(i) for i in range(config.mid_blocks))
 
         # Decoder, deepest stage first: each block takes one skip beside its input, the last one first; where there are
         # fewer blocks than skips, the first skips are not used.
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
-        for stage in reversed(range(len(channels))):
+        for stage, out in reversed(list(enumerate(channels))):
             blocks = nn.ModuleList()
             for i in range(decoder_blocks[stage]):
-                blocks.append(Block(width + skips[stage][-1 - i], channels[stage], emb_dim, config, resolutions[stage]))
-                width = channels[stage]
+                blocks.append(Block(current + skips[stage][-1 - i], out, emb_dim, config, resolutions[stage]))
+                current = out
             self.decoder.append(blocks)
-            self.up.append(Upsample(width) if stage else nn.Identity())
+            self.up.append(Upsample(current) if stage else nn.Identity())
 
-        self.norm = group_norm(width)
-        self.head = zero_init(nn.Conv2d(width, (out_channels or image_channels) * config.patch**2, 3, padding=1))
+        self.norm = group_norm(current)
+        self.head = zero_init(nn.Conv2d(current, (out_channels or image_channels) * config.patch**2, 3, padding=1))
 
     def forward(self, x, t, y=None):
         """x (B, C, H, W), t (B,) timesteps, y (B,) labels or None for the null class -> (B, out_channels, H, W)."""

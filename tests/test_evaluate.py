@@ -265,6 +265,18 @@ def test_step_term_is_the_kl_of_posterior_and_reverse_step(variance):
     assert_close(bound.step_term(schedule, gaussian(schedule, MU, STD), x_0, x_t, t, variance), expected)
 
 
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_a_step_term_for_several_levels_at_once_is_that_of_each(variance):
+    """Three images, three channels: a variance for each image must not be taken for one for each column."""
+    schedule, x_0, x_t, guess = linear(30, 0.01, 0.4), *(normal(3, 3, 3, 3, seed=i) for i in range(3))
+    t = torch.tensor([2, 9, 30])
+    found = bound.step_term(schedule, lambda x, t: (guess, None), x_0, x_t, t, variance)
+    for i, level in enumerate(t.tolist()):
+        one = slice(i, i + 1)
+        alone = bound.step_term(schedule, lambda x, t: (guess[one], None), x_0[one], x_t[one], level, variance)  # noqa: B023
+        assert_close(found[one], alone)
+
+
 def test_decoder_is_a_distribution_over_the_256_grey_levels():
     schedule = linear(30, 1e-4, 0.5)
     x_0 = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1, 1, 1)
@@ -1119,7 +1131,7 @@ def test_the_protocol_says_what_was_asked_for(program, awake, name, more):
 
 def test_the_likelihood_is_solved_to_the_tolerance_asked_for(program, run_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(ode, "integrate", lambda f, x, a, b, tol: seen.append(tol) or x)
+    monkeypatch.setattr(ode, "integrate", lambda f, x, a, b, tol: seen.append(tol) or (x, None))
     measure(program, run_folder, "loglik", "-n", 2, "--tol", 0.25)
     assert set(seen) == {0.25}
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import config
 from diffusion import bound, variants
-from diffusion.learned_variance import LAMBDA, Guess, LearnedVariance, share
+from diffusion.learned_variance import LAMBDA, Guess, LearnedVariance, mix_of
 from diffusion.process import GaussianDiffusion, q_posterior
 from diffusion.samplers import SAMPLERS, ddpm
 from diffusion.schedule import cosine, linear, zero_terminal
@@ -74,7 +74,7 @@ def test_a_guess_is_a_pair_for_those_who_do_not_ask():
 
 
 def test_zero_in_the_second_half_is_the_middle():
-    assert share(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0.0, 0.5, 1.0]
+    assert mix_of(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0.0, 0.5, 1.0]
 
 
 # ---------------------------------------------------------------- the loss
@@ -181,7 +181,7 @@ def test_the_term_of_float32_pictures_is_that_of_the_same_numbers_in_float64():
     """Where two means nearly agree, float32 would keep two digits of their distance."""
     d, t, output = LearnedVariance(linear(), "v"), torch.tensor([1, 2, 500, 987]), normal(4, 2, 3, 3, seed=2).float()
     x_0, x_t = pixels(4, 1, 3, 3).float(), normal(4, 1, 3, 3, seed=1).float()
-    guess = Guess(*d.to_x0_eps(output[:, :1], x_t, t), share(output[:, 1:]), d.schedule)
+    guess = Guess(*d.to_x0_eps(output[:, :1], x_t, t), mix_of(output[:, 1:]), d.schedule)
     exact = d.vlb_term(guess.to(torch.float64), x_0.double(), x_t.double(), t)
     assert_close(d.vlb_term(guess, x_0, x_t, t), exact, rtol=0, atol=0)
 

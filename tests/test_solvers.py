@@ -19,7 +19,7 @@ from diffusion.pc import langevin
 from diffusion.process import GaussianDiffusion
 from diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp, heun, ode, pc
 from diffusion.schedule import Schedule, cosine, linear
-from diffusion.steps import _even, spaced, spaced_logsnr, spaced_rho
+from diffusion.steps import _even, counted, spaced, spaced_logsnr, spaced_rho
 
 SCHEDULES = {"linear": linear(), "cosine": cosine(), "fine": FINE}
 
@@ -151,17 +151,27 @@ def test_bogacki_shampine_is_third_order():
     for n in (8, 16, 32):
         y = x
         for i in range(n):
-            y = integrate(lambda x, u: u * x, y, i / n, (i + 1) / n, tol=1e9)
+            y, _ = integrate(lambda x, u: u * x, y, i / n, (i + 1) / n, tol=1e9)
         found.append(abs(y.item() - math.exp(0.5)))
     assert all(2.9 < o < 3.1 for o in orders(found))
-    there = integrate(lambda x, u: u * x, x, 0.0, 1.0, tol=1e-8)
+    there, slope = integrate(lambda x, u: u * x, x, 0.0, 1.0, tol=1e-8)
     assert there.item() == pytest.approx(math.exp(0.5), abs=1e-6)
-    assert integrate(lambda x, u: u * x, there, 1.0, 0.0, tol=1e-8).item() == pytest.approx(1, abs=1e-6)
+    assert slope == there  # u x at u = 1
+    assert integrate(lambda x, u: u * x, there, 1.0, 0.0, tol=1e-8)[0].item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_ode_goes_on_from_a_stop_with_the_slope_that_it_came_with():
+    """Each stop costs the guess there, and no slope that is known already."""
+    denoise, calls = counted(mixture(FINE))
+    last(ode(denoise, FINE, START, timesteps=[FINE.T, 600, 300, 1], tol=1e9))
+    # the first slope; three stretches of one step, with two slopes between levels (two evaluations each), one at the
+    # end and the guess there; and the picture
+    assert len(calls) == 1 + 3 * (2 * 2 + 1 + 1) + 1
 
 
 def test_an_ode_that_explodes_ends():
     x = torch.ones(1, 1, dtype=torch.float64)
-    assert not integrate(lambda x, u: x * math.nan, x, 0.0, 1.0, tol=1e-3).isfinite().any()
+    assert not integrate(lambda x, u: x * math.nan, x, 0.0, 1.0, tol=1e-3)[0].isfinite().any()
 
 
 # ---------------------------------------------------------------- relations
