@@ -80,6 +80,11 @@ class Train:
     max_skips: int = 20  # stop after this many gradients in a row that are not finite (looked at every 10 steps)
     seed: int = 0  # of the weights, the order of the images and the noise
 
+    @property
+    def images_a_step(self):
+        """Images in one optimiser step."""
+        return self.batch_size * self.accumulate
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -141,7 +146,7 @@ PRESETS = {
         train=Train(
             steps=2000, batch_size=32, lr=1e-3, warmup_steps=50, ema_decay=0.995, eval_every=500, val_images=256
         ),
-        sample=Sample(steps=50, eta=1.0, guidance=1.5),
+        sample=Sample(eta=1.0, guidance=1.5),
     ),
     # 4,250 photographs of cars.
     "cifar10-cars": Config(
@@ -158,7 +163,7 @@ PRESETS = {
             heads=8,
             dropout=0.0,
         ),
-        train=Train(epochs=2000, batch_size=64, lr=1e-4, ema_decay=0.9999, eval_every=2000, val_images=750),
+        train=Train(epochs=2000, batch_size=64, lr=1e-4, eval_every=2000, val_images=750),
     ),
     # The same photographs for those who have no GPU: a small network like the default's, wider; about an hour.
     "cifar10-cars-small": Config(
@@ -176,7 +181,7 @@ PRESETS = {
             eval_every=2000,
             val_images=256,
         ),
-        sample=Sample(steps=50, eta=1.0),
+        sample=Sample(eta=1.0),
     ),
     # The network and the recipe of the DDPM paper.
     "cifar10": Config(
@@ -187,8 +192,8 @@ PRESETS = {
     ),
     "stanford-cars": Config(
         name="stanford-cars",
-        data=Data(source="data/stanford-cars", size=(64, 64), val_fraction=0.05),
-        model=Model(64, (1, 2, 4, 8), num_res_blocks=2, mid_blocks=1, heads=4, dropout=0.0),
+        data=Data(source="data/stanford-cars", size=(64, 64)),
+        model=Model(64, (1, 2, 4, 8), mid_blocks=1, heads=4, dropout=0.0),
         # Deviation: the original takes the paper's betas, made for T = 1000, at T = 512; they leave part of the signal
         # at T, though sampling starts from none.  Twice as large, they reach nearly the same.
         diffusion=Diffusion(T=512, beta_start=2e-4, beta_end=0.04),
@@ -204,9 +209,7 @@ PRESETS = {
     "pokemon": Config(
         name="pokemon",
         data=Data(source="data/pokemon", size=(64, 64)),
-        model=Model(
-            128, (1, 2, 4, 8), num_res_blocks=2, mid_blocks=1, decoder_blocks=(2, 2, 2, 0), heads=8, dropout=0.0
-        ),
+        model=Model(128, (1, 2, 4, 8), mid_blocks=1, decoder_blocks=(2, 2, 2, 0), heads=8, dropout=0.0),
         train=Train(
             epochs=400,
             batch_size=16,

@@ -89,12 +89,12 @@ def main(argv):
     # Unclipped for inversion: its ε̂ must come from the whole path, and clipping is not undone on the way back.
     denoise = diffusion.denoiser(painter.model, y, guidance=guidance, clip=args.command != "invert")
     x_0 = from_uint8(originals).to(device)
-    noise = image_noise(args.seed, range(len(originals)))
+    noise_like = image_noise(args.seed, range(len(originals)))
     out = Path(args.out or Path("out") / args.command)
     outputs.prepare(out, {"command": args.command, "n": len(originals)}, names)
     print(f"{painter.origin}, {device}")
     sample = replace(config.sample, steps=steps)
-    middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise, sample)
+    middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise_like, sample)
     settings = {
         "checkpoint": str(path), "checkpoint_sha256": digest(path), "weights": args.weights,
         "command": args.command, "image": args.image, "n": len(originals), "steps": steps, "seed": args.seed,
@@ -117,7 +117,7 @@ def read(args, data):
         raise UserError(f"{error}; or give a picture of your own by --image PIC") from None
 
 
-def walk(steps, total):
+def end_of(steps, total):
     """The end of a walk, with a progress bar on the way."""
     return last(tqdm(steps, total=total, unit="step", disable=None, dynamic_ncols=True))
 
@@ -125,38 +125,40 @@ def walk(steps, total):
 # ---------------------------------------------------------------- the edits: (pictures on the way, results, facts)
 
 
-def repaint(args, diffusion, denoise, x_0, noise, sample):
+def repaint(args, diffusion, denoise, x_0, noise_like, sample):
     """Draw a part of the picture anew, in keeping with the rest, which stays exactly as it is."""
     known = ~read_mask(args.mask, x_0.shape[-2:]).to(x_0.device)
     timesteps, options = spaced(diffusion.T, sample.steps), {"jump": args.jump, "resamples": args.resamples}
     drawn = inpaint(
-        denoise, diffusion.schedule, noise(x_0), x_0, known, timesteps=timesteps, noise_like=noise, **options
+        denoise, diffusion.schedule, noise_like(x_0), x_0, known, timesteps=timesteps, noise_like=noise_like, **options
     )
     grey = torch.where(known, x_0, torch.zeros_like(x_0))
-    return grey, walk(drawn, sample.steps * args.resamples), {"mask": args.mask, **options}
+    return grey, end_of(drawn, sample.steps * args.resamples), {"mask": args.mask, **options}
 
 
-def img2img(args, diffusion, denoise, x_0, noise, sample):
+def img2img(args, diffusion, denoise, x_0, noise_like, sample):
     """Add noise up to a level and denoise from there: the rough shape stays, the detail is new (SDEdit)."""
     level = cli.check_level("--level", args.level or max(1, diffusion.T // 2), diffusion.T)
     usual = sampling.defaults(args.sampler, sample.eta)
     timesteps, options = sampling.plan(diffusion.schedule, min(sample.steps, level), usual, top=level)
-    x = diffusion.q_sample(x_0, torch.full((len(x_0),), level, device=x_0.device), noise(x_0))
-    stages = SAMPLERS[args.sampler](denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise, **options)
-    return x, walk(stages, len(timesteps)), {"level": level, "sampler": args.sampler, "levels": timesteps}
+    x = diffusion.q_sample(x_0, torch.full((len(x_0),), level, device=x_0.device), noise_like(x_0))
+    stages = SAMPLERS[args.sampler](
+        denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise_like, **options
+    )
+    return x, end_of(stages, len(timesteps)), {"level": level, "sampler": args.sampler, "levels": timesteps}
 
 
-def return_trip(args, diffusion, denoise, x_0, noise, sample):
+def return_trip(args, diffusion, denoise, x_0, noise_like, sample):
     """Find the noise that the picture comes from, and come back; prints the error against the number of steps."""
     error = {}
     fewer = {max(2, sample.steps // 4), max(2, sample.steps // 2)}  # a single long step cannot be inverted
     for n in sorted({n for n in fewer if n < sample.steps} | {sample.steps}):
         timesteps = spaced(diffusion.T, n)
         try:
-            x_T = walk(invert(denoise, diffusion.schedule, x_0, timesteps=timesteps, refine=args.refine), n)
+            x_T = end_of(invert(denoise, diffusion.schedule, x_0, timesteps=timesteps, refine=args.refine), n)
         except ValueError as problem:
             raise UserError(f"--steps {n}: {problem}") from None
-        x = walk(SAMPLERS["ddim"](denoise, diffusion.schedule, x_T, timesteps=timesteps), n)
+        x = end_of(SAMPLERS["ddim"](denoise, diffusion.schedule, x_T, timesteps=timesteps), n)
         error[n] = (x - x_0).square().mean().sqrt().item() * 127.5
         print(f"{n:5d} steps: comes back with an error of {error[n]:.2f} grey levels (root mean square)")
     return x_T, x, {"refine": args.refine, "error_grey_levels": error}

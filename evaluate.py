@@ -107,12 +107,12 @@ def parser():
         s.add_argument("--out", type=cli.place, metavar="DIR", help=f"folder for the figures (default out/{name})")
         for flag, declared in measure.options.items():
             s.add_argument(flag, **declared)
-        if DRAWS.keys() <= measure.options.keys():
+        if "--guidance" in measure.options:
             cli.add_running(s)
     return p
 
 
-def check_eta(args):
+def refuse_unused_eta(args):
     """Raise UserError if --eta is given where no sampler has it."""
     if getattr(args, "eta", None) is not None:
         samplers = args.samplers if "samplers" in args else (args.sampler,)
@@ -147,7 +147,7 @@ def report(subject, args, protocol, figures):
 def main(argv):
     """Run the program with these arguments; returns the exit code."""
     args = parser().parse_args(argv)
-    check_eta(args)
+    refuse_unused_eta(args)
     path = cli.find_checkpoint(args.ckpt, args.preset)
     if args.command != "speed":  # a figure is of float32 on a GPU too, whose convolutions would round to TF32
         torch.backends.cudnn.allow_tf32 = False

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import views
+from dataset import pictures
 from dataset.pixels import from_uint8, to_uint8
 from diffusion.samplers import ddim
 from diffusion.steps import begin, image_noise, spaced
@@ -21,25 +22,25 @@ def validate(trainer):
     Returns {"val_loss", "val_q1", ... "val_q4"}; they change only when the weights do.
     Where T is less than 4, a quarter may have no level: NaN.
     """
-    c, p, T = trainer.config.train, trainer.processes, trainer.diffusion.T
+    config, group, T = trainer.config, trainer.group, trainer.diffusion.T
     n = len(trainer.val)
-    generator = np.random.default_rng((c.seed, 2))
+    generator = np.random.default_rng((config.train.seed, 2))
     t = torch.from_numpy(1 + (generator.permutation(n) + 0.5) * T // n).long()
     quarter = (t - 1) * 4 // T
     losses = torch.zeros(n, dtype=torch.float64)
-    size = c.batch_size // p.world
-    for i in range(p.rank * size, n, p.world * size):  # each process takes every world-th batch
+    size = config.train.batch_size // group.world
+    for i in range(group.rank * size, n, group.world * size):  # each process takes every world-th batch
         trainer.check_stop()
         some = slice(i, i + size)
         numbers = trainer.val[some]
         x_0 = from_uint8(torch.from_numpy(np.ascontiguousarray(trainer.images.pixels[numbers])).to(trainer.device))
-        labelled = trainer.config.model.num_classes
+        labelled = config.model.num_classes
         y = torch.from_numpy(trainer.images.labels[numbers]).to(trainer.device) if labelled else None
-        eps = image_noise(c.seed, range(i, i + len(x_0)))(x_0)
+        eps = image_noise(config.train.seed, range(i, i + len(x_0)))(x_0)
         with trainer.autocast():
             loss = trainer.diffusion.loss(trainer.ema.model, x_0, y, t=t[some].to(trainer.device), eps=eps)
         losses[some] = loss.double().cpu()
-    losses = p.sum(losses.to(trainer.device)).cpu()
+    losses = group.sum(losses.to(trainer.device)).cpu()
     quarters = {name: losses[quarter == q].mean().item() for q, name in enumerate(views.QUARTERS)}
     return {"val_loss": losses.mean().item(), **quarters}
 
@@ -59,7 +60,7 @@ def drawn_batches(trainer, numbers, look=lambda stage: None):
 
     look: is shown each stage of the first batch.
     """
-    size = trainer.config.train.batch_size // trainer.processes.world
+    size = trainer.config.train.batch_size // trainer.group.world
     drawn = []
     for i in range(0, len(numbers), size):
         with trainer.autocast():
@@ -73,25 +74,25 @@ def drawn_batches(trainer, numbers, look=lambda stage: None):
 
 def walk(trainer, numbers):
     """DDIM on the EMA weights for the pictures with these numbers, classes in turn."""
-    c = trainer.config
-    x, noise = begin(c.train.seed, numbers, (c.data.channels, *c.data.size), trainer.device)
-    y = torch.tensor(numbers, device=trainer.device) % c.model.num_classes if c.model.num_classes else None
-    denoise = trainer.diffusion.denoiser(trainer.ema.model, y, guidance=c.sample.guidance)
-    levels = spaced(trainer.diffusion.T, c.sample.steps)
-    return ddim(denoise, trainer.diffusion.schedule, x, timesteps=levels, eta=c.sample.eta, noise_like=noise)
+    config, diffusion, sample = trainer.config, trainer.diffusion, trainer.config.sample
+    x, noise_like = begin(config.train.seed, numbers, (config.data.channels, *config.data.size), trainer.device)
+    classes = config.model.num_classes
+    y = torch.tensor(numbers, device=trainer.device) % classes if classes else None
+    denoise = diffusion.denoiser(trainer.ema.model, y, guidance=sample.guidance)
+    levels = spaced(diffusion.T, sample.steps)
+    return ddim(denoise, diffusion.schedule, x, timesteps=levels, eta=sample.eta, noise_like=noise_like)
 
 
 @torch.no_grad()
 def distance(trainer):
     """Distances of samples and as many training images, under their names: opt-in by train.distance_images."""
-    c, p = trainer.config.train, trainer.processes
-    if not c.distance_images:
+    n, group = trainer.config.train.distance_images, trainer.group
+    if not n:
         return {}
-    drawn = drawn_batches(trainer, range(p.rank, c.distance_images, p.world))
-    drawn = torch.cat([part for share in p.gather(drawn) for part in share])
+    drawn = drawn_batches(trainer, range(group.rank, n, group.world))
+    drawn = torch.cat([part for share in group.gather(drawn) for part in share])
     indices = trainer.batches.indices
-    n = c.distance_images
     chosen = indices[np.arange(n) * len(indices) // n]  # evenly: the files of a folder lie class by class
     real = torch.from_numpy(np.ascontiguousarray(trainer.images.pixels[chosen]))
-    found = compare.compare(drawn, real, trainer.extract)
-    return {name: found[name] for name in compare.names(c.distance_features)}
+    found = compare.compare(pictures.rgb(drawn), pictures.rgb(real), trainer.extract)
+    return {name: found[name] for name in compare.names(trainer.extract.name)}

@@ -184,10 +184,9 @@ def write(out, images, frames, columns, k, settings):
             film = [pictures.grid(pictures.upscale(x, k)) for x, _ in frames]
             put(new / "denoising.gif", pictures.save_gif, film)
         if columns:
-            # x and x0 (4, columns, C, H, W); in rows, for each picture: its stages, and x0-hat below
-            x, x0 = (torch.stack([stage[which][:4] for stage in columns], 1) for which in (0, 1))
-            rows = torch.stack([x, x0], 1).flatten(0, 2)
-            strip = pictures.grid(pictures.upscale(rows, k), columns=len(columns))
+            # for each of the first 4 pictures a row of its stages, and one of x0-hat below
+            stages = [torch.stack([x[:4], x0[:4]], dim=1).flatten(0, 1) for x, x0 in columns]
+            strip = pictures.strip([pictures.upscale(stage, k) for stage in stages])
             put(new / "strip.png", pictures.save_png, strip)
     more = [name for name, there in (("denoising.gif", frames), ("strip.png", columns)) if there]
     print(f"{len(images):,} picture{'s' if len(images) > 1 else ''}, {', '.join(['grid.png', *more])} in {out}")

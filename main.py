@@ -189,10 +189,10 @@ def export(args):
 def list_presets():
     """Print every preset, its size, its data and what the run takes."""
     for name, config in PRESETS.items():
-        t = config.train
-        budget = f"{t.steps:,} steps" if t.steps else f"{t.epochs:,} epochs"
+        train = config.train
+        budget = f"{train.steps:,} steps" if train.steps else f"{train.epochs:,} epochs"
         height, width = config.data.size
-        print(f"{name}\n    {height}x{width} pixels, {budget} of {t.batch_size * t.accumulate} images")
+        print(f"{name}\n    {height}x{width} pixels, {budget} of {config.train.images_a_step} images")
         print(textwrap.indent(textwrap.fill(ABOUT[name], 100), "    "))
 
 
@@ -246,7 +246,7 @@ def train_run(args, config, state, folder, group):
         board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
         trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
         if group.main:
-            describe(trainer, "compiled" if args.compile else "not compiled")
+            describe(trainer)
         if state is not None:
             resume.go_on(trainer, state)
             state.clear()  # as much memory as the weights and the optimiser take
@@ -281,15 +281,15 @@ def train_run(args, config, state, folder, group):
     return 0
 
 
-def describe(trainer, compiled):
+def describe(trainer):
     """Print what is trained, where, and for how long."""
-    c, t = trainer.config, trainer.config.train
+    model, images = trainer.config.model, trainer.config.train.images_a_step
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    classes, levels = c.model.num_classes or "no", ", ".join(map(str, attended(c))) or "no level"
+    classes, levels = model.num_classes or "no", ", ".join(map(str, attended(trainer.config))) or "no level"
     print(f"network   U-Net, {parameters:,} parameters, {classes} classes, attention at {levels}")
-    many = f", {trainer.processes.world} processes" if trainer.processes.world > 1 else ""
+    many = f", {trainer.group.world} processes" if trainer.group.world > 1 else ""
+    compiled = "compiled" if trainer.compiled else "not compiled"
     print(f"device    {trainer.device}, {trainer.precision}, {compiled}{many}")
-    images = t.batch_size * t.accumulate
     epochs = trainer.steps * images / len(trainer.batches.indices)
     print(f"budget    {trainer.steps:,} steps of {images} images = {epochs:,.1f} epochs")
 

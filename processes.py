@@ -7,6 +7,7 @@ costs nothing.  Read next: trainer.py.
 
 import gc
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,7 +64,10 @@ class Processes:
             except UserError as error:
                 refusal = error
         if any(self.gather(refusal is not None)):
-            raise refusal or SystemExit(2)
+            if refusal:
+                raise refusal
+            time.sleep(10)  # when one process ends, torchrun ends the others, too: the main one must have had its say
+            raise SystemExit(2)
         return result if self.main else work()
 
     def main_only(self, work):

@@ -41,7 +41,7 @@ def refuse_changes(config, values, preset, folder):
     fixed = [n for n in values if n.startswith(FIXED) and n not in FREE and values[n] != field_of(config, n)]
     if fixed:
         raise UserError(f"--{fixed[0]} cannot change on resume: leave it out, or start a new run with --out DIR")
-    before, after = (t.batch_size * t.accumulate for t in (config.train, override(config, values).train))
+    before, after = (c.train.images_a_step for c in (config, override(config, values)))
     if after != before:
         raise UserError(
             f"--train.batch_size, --train.accumulate: {after} images a step, but the run began with {before}; "

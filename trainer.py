@@ -51,7 +51,7 @@ def lr_at(step, config, steps):
 
 def total_steps(config, train_images):
     """The budget in optimiser steps; epochs are rounded up to whole steps."""
-    return config.steps or math.ceil(config.epochs * train_images / (config.batch_size * config.accumulate))
+    return config.steps or math.ceil(config.epochs * train_images / config.images_a_step)
 
 
 def seed_everything(*numbers):
@@ -63,18 +63,18 @@ class Trainer:
     """Everything that a run needs, in one place.
 
     config: the run.  images: dataset.sources.Images.  train, val: which of them to use, index arrays.
-    folder: where everything is written.  processes: from processes.start().
+    folder: where everything is written.  group: from processes.start().
     precision: fp32 | bf16 | fp16 | auto, the `usual_precision`.  compiled: torch.compile the network.
     board: a board.Board that is shown each evaluation, or None.
     """
 
-    def __init__(self, config, images, train, val, folder, processes, precision="auto", compiled=False, board=None):
+    def __init__(self, config, images, train, val, folder, group, precision="auto", compiled=False, board=None):
         self.config, self.images, self.folder = config, images, Path(folder)
-        self.processes, self.board = processes, board
-        self.device = device = processes.device
+        self.group, self.board = group, board
+        self.device = device = group.device
         c = config.train
-        if c.batch_size % processes.world:
-            raise UserError(f"--train.batch_size {c.batch_size}: not a multiple of the {processes.world} processes")
+        if c.batch_size % group.world:
+            raise UserError(f"--train.batch_size {c.batch_size}: not a multiple of the {group.world} processes")
         self.precision = machine.usual_precision(device) if precision == "auto" else precision
         self.steps = total_steps(c, len(train))
         self.classes = list(images.classes) if config.model.num_classes else []
@@ -89,13 +89,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.compiled = compiled
         self.net = torch.compile(self.model) if compiled else self.model  # same weights, another way to run them
-        if processes.world > 1:
+        if group.world > 1:
             self.net = DistributedDataParallel(self.net, device_ids=[device.index] if device.type == "cuda" else None)
 
         self.batches = Batches(
             images.pixels, images.labels if config.model.num_classes else None, train,
             batch_size=c.batch_size, seed=c.seed, flip=config.data.flip,
-            device=device, rank=processes.rank, world=processes.world,
+            device=device, rank=group.rank, world=group.world,
         )  # fmt: skip
         self.val = np.resize(np.random.default_rng(c.seed).permutation(val), c.val_images)  # repeated if too few
         self.rows = []  # metrics.csv, one dictionary an evaluation
@@ -127,7 +127,7 @@ class Trainer:
         t = self.diffusion.draw_t(c.batch_size, self.device)
         eps = torch.randn(c.batch_size, *x_0.shape[1:], device=self.device)
         hidden = torch.rand(c.batch_size, device=self.device) < c.label_dropout
-        mine = slice(self.processes.rank, None, self.processes.world)
+        mine = slice(self.group.rank, None, self.group.world)
         if y is not None:
             y = torch.where(hidden[mine], self.model.null_class, y)  # so that it learns without labels too: CFG
         return x_0.contiguous(memory_format=torch.channels_last), y, t[mine], eps[mine]
@@ -135,9 +135,9 @@ class Trainer:
     def loss(self, k):
         """Mean of ‖ε - ε_θ‖² over batch k, line 5 of DDPM Alg. 1, or of what the diffusion has in its place."""
         x_0, y, t, eps = self.draws(k)
-        seed, p = self.config.train.seed, self.processes
-        if p.world > 1:
-            seed_everything(seed, k, p.rank + 1)  # dropout differs between processes; (seed, k, 0) is (seed, k)
+        seed, group = self.config.train.seed, self.group
+        if group.world > 1:
+            seed_everything(seed, k, group.rank + 1)  # dropout differs between processes; (seed, k, 0) is (seed, k)
         with self.autocast():
             return self.diffusion.loss(self.net, x_0, y, t=t, eps=eps).mean()
 
@@ -155,14 +155,14 @@ class Trainer:
         the host wait for the device.
         """
         c = self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.step, c, self.steps)
+        for weights in self.optimizer.param_groups:
+            weights["lr"] = lr_at(self.step, c, self.steps)
 
         # the gradient of the mean loss over `accumulate` batches
         total = torch.zeros((), device=self.device)
         for micro in range(c.accumulate):
             final = micro == c.accumulate - 1
-            with contextlib.nullcontext() if final or self.processes.world == 1 else self.net.no_sync():
+            with contextlib.nullcontext() if final or self.group.world == 1 else self.net.no_sync():
                 loss = self.loss(self.step * c.accumulate + micro) / c.accumulate
                 self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -192,25 +192,24 @@ class Trainer:
 
     def evaluate(self):
         """Validate, sample, write the metrics, and save; best.pth too if the validation loss is the lowest so far."""
-        sums = self.processes.sum(self.sums[:1]) / self.processes.world  # each process saw its share of the loss
+        sums = self.group.sum(self.sums[:1]) / self.group.world  # each process saw its share of the loss
         count = max(1.0, self.sums[2].item())
         seconds = time.perf_counter() - self.clock
         c = self.config.train
-        a_step = c.batch_size * c.accumulate  # images
         row = {
             "step": self.step,
-            "epoch": self.step * a_step / len(self.batches.indices),
+            "epoch": self.step * c.images_a_step / len(self.batches.indices),
             "train_loss": sums[0].item() / count,
             **examine.validate(self),
             **examine.distance(self),
             "lr": lr_at(max(0, self.step - 1), c, self.steps),
             "grad_norm": self.sums[1].item() / count,
             "skipped": int(self.skipped.item()),
-            "images_per_s": (self.step - self.clock_step) * a_step / seconds,
+            "images_per_s": (self.step - self.clock_step) * c.images_a_step / seconds,
         }
         if not math.isfinite(row["val_loss"]):
             raise UserError(f"the validation loss is {row['val_loss']}: {self._last_good()}; try a lower --train.lr")
-        if self.processes.main:
+        if self.group.main:
             images, stages = examine.sample(self, self.config.sample.n)
             drawn = views.save_samples(self.folder, self.step, images, stages, self.config.data.size)
             if self.board:
@@ -219,11 +218,11 @@ class Trainer:
         best = row["val_loss"] < self.best
         self.best = min(self.best, row["val_loss"])
         self.sums.zero_()
-        if self.processes.main:
+        if self.group.main:
             if best:
                 self._save("best.pth", resumable=False)
             self.save()
-        self.processes.wait()
+        self.group.wait()
         self.saved = self.step  # by the main process, for all
         self._start_clock()  # sampling and saving do not count as training time
         return row, best
@@ -263,22 +262,22 @@ class Trainer:
                         self._start_clock()
                     if self.step % READ_EVERY == 0:
                         self._look(bar)
-                    if self.processes.world == 1 or self.step % READ_EVERY == 0:
+                    if self.group.world == 1 or self.step % READ_EVERY == 0:
                         self.check_stop(everyone=True)
             except Interrupted:
-                if self.processes.main:
+                if self.group.main:
                     self.save()
                 raise KeyboardInterrupt from None
 
     def _bar(self):
-        return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.processes.main else True,
+        return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.group.main else True,
                     dynamic_ncols=True)  # fmt: skip
 
     def _look(self, bar):
         """Read the averages: for the bar, and to notice a training that has gone wrong for good."""
         loss, _, count = self.sums.tolist()
-        images = self.config.train.batch_size * self.config.train.accumulate
-        speed = (self.step - self.clock_step) * images / (time.perf_counter() - self.clock)
+        images = (self.step - self.clock_step) * self.config.train.images_a_step
+        speed = images / (time.perf_counter() - self.clock)
         lr = self.optimizer.param_groups[0]["lr"]
         bar.set_postfix_str(f"loss {loss / max(1.0, count):.4f}, lr {lr:.1e}, {speed:,.0f} images/s", refresh=False)
         if self.streak.item() >= self.config.train.max_skips:
@@ -288,7 +287,7 @@ class Trainer:
             )
 
     def _report(self, bar, row, best):
-        if self.processes.main:
+        if self.group.main:
             bar.write(
                 f"step {row['step']:>7,}/{self.steps:,}   train {row['train_loss']:.4f}   val {row['val_loss']:.4f}"
                 f"{' best' if best else '     '}"
@@ -315,8 +314,8 @@ class Trainer:
     def check_stop(self, everyone=False):
         """Raise Interrupted if a signal came; with several processes only where `everyone` asks together."""
         stop = self.stop
-        if self.processes.world > 1:
-            stop = everyone and self.processes.sum(torch.tensor(float(stop), device=self.device)).item() > 0
+        if self.group.world > 1:
+            stop = everyone and self.group.sum(torch.tensor(float(stop), device=self.device)).item() > 0
         if stop:
             raise Interrupted
 

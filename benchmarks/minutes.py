@@ -37,7 +37,7 @@ def curve(folder):
         rates = [float(row["images_per_s"]) for row in rows]
         for row, rate in zip(rows, rates):
             step = int(row["step"])
-            images = (step - before) * train.batch_size * train.accumulate
+            images = (step - before) * train.images_a_step
             # resumed at an evaluation, no step is timed before it: the rate is then that of the others
             minutes, before = minutes + images / (rate or statistics.median(filter(None, rates))) / 60, step
             if row[name]:  # a resumed run may have measured it for a while only

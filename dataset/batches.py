@@ -51,7 +51,6 @@ class Batches:
         """Batch k of this process: x_0 (B, C, H, W) float in [-1, 1], y (B,) long or None, on the device."""
         mine = slice(self.rank, None, self.world)
         numbers = self.numbers(k)[mine]
-        flips = np.random.default_rng((self.seed, k, 1)).random(self.batch_size)[mine] < 0.5
         if self.resident:
             where = self._send(numbers)
             x, y = self.pixels[where], None if self.labels is None else self.labels[where]
@@ -62,6 +61,7 @@ class Batches:
             x = self._send(picked)
             y = None if self.labels is None else self._send(self.labels[torch.from_numpy(numbers)])
         if self.flip:
+            flips = np.random.default_rng((self.seed, k, 1)).random(self.batch_size)[mine] < 0.5
             x = torch.where(self._send(flips)[:, None, None, None], x.flip(-1), x)
         return from_uint8(x), y
 

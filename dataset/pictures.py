@@ -40,10 +40,7 @@ def evenly(first, last, count):
 
 
 def rgb(images):
-    """(..., C, H, W) uint8, grey, RGB or RGBA -> (..., 3, H, W), on white: alpha dropped would bare what it hides.
-
-    evaluation.features.rgb does the same; neither folder imports the other.
-    """
+    """(..., C, H, W) uint8, grey, RGB or RGBA -> (..., 3, H, W), on white: alpha dropped would bare what it hides."""
     if images.shape[-3] == 1:
         return images.expand(*images.shape[:-3], 3, -1, -1)
     if images.shape[-3] == 3:

@@ -33,7 +33,7 @@ def kernel_figures(x, y, features):
 
 
 def compare(pictures, reference, extract, batch=256):
-    """The distances of `pictures` and `reference`, both uint8 (N, C, H, W), N >= 2: a dictionary of numbers.
+    """The distances of `pictures` and `reference`, both uint8 (N, 3, H, W), N >= 2: a dictionary of numbers.
 
     extract: features.extractor(...), what is compared.
     """

@@ -33,18 +33,8 @@ class Extractor:
     function: Callable
 
     def __call__(self, pictures):
-        """Features (B, d) float32 on the CPU of uint8 pictures (B, C, H, W), C = 1, 3 or 4."""
-        return self.function(rgb(pictures)).float().cpu()
-
-
-def rgb(pictures):
-    """(B, C, H, W) uint8 with 1 (grey), 3 or 4 (on white) channels -> (B, 3, H, W) uint8."""
-    if pictures.shape[1] == 1:
-        return pictures.expand(-1, 3, -1, -1).contiguous()
-    if pictures.shape[1] == 4:
-        colour, alpha = pictures[:, :3].float(), pictures[:, 3:].float() / 255
-        return (colour * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
-    return pictures
+        """Features (B, d) float32 on the CPU of uint8 pictures (B, 3, H, W); `pictures.rgb` makes such of any."""
+        return self.function(pictures).float().cpu()
 
 
 def extractor(name, device="cpu", weights_file=None):
@@ -62,10 +52,10 @@ def _pixels():
     return Extractor("pixels", hashlib.sha256(b"8x8 means").hexdigest(), function)
 
 
-def _random(device, widths=(3, 16, 32, 64)):
+def _random(device):
     """Three layers of fixed random 3x3 filters; mean and deviation of every channel over the picture: (B, 224)."""
     rng, digest, weights = np.random.default_rng(0), hashlib.sha256(), []
-    for narrow, wide in pairwise(widths):
+    for narrow, wide in pairwise((3, 16, 32, 64)):
         weight = rng.standard_normal((wide, narrow, 3, 3), dtype=np.float32) * np.float32((2 / (9 * narrow)) ** 0.5)
         digest.update(weight.tobytes())
         weights.append(torch.from_numpy(weight).to(device))

@@ -7,11 +7,13 @@ from dataset.pixels import from_uint8
 from diffusion.process import GaussianDiffusion
 from diffusion.schedule import cosine, linear
 from lessons import figure
-from lessons.lab import rms
 
 
 def both(T):
-    """{"linear": Schedule, "cosine": Schedule} with T levels; the linear one's betas, made for T = 1000, are scaled."""
+    """{"linear": Schedule, "cosine": Schedule} with T levels; the linear one's betas, made for T = 1000, are scaled.
+
+    They stay below 1, however small T is.
+    """
     scale = 1000 / T
     return {"linear": linear(T, min(0.5, 1e-4 * scale), min(0.999, 0.02 * scale)), "cosine": cosine(T)}
 
@@ -25,16 +27,14 @@ def forward(lab, levels=(), picture=0, data=None):
     x_0 = lab.photo(picture, data)
     levels = lab.levels(levels)
     eps, _ = lab.begin([0])
-    rows, names = [], []
-    for name, schedule in both(lab.T).items():
-        rows.append(GaussianDiffusion(schedule).q_sample(x_0, torch.tensor(levels), eps))  # all levels at once
-        names.append(name)
-    columns = [f"t = {t}\n" + "  ".join(f"{s.alpha_bar[t]:.0%}" for s in both(lab.T).values()) for t in levels]
+    of = both(lab.T)
+    rows = [GaussianDiffusion(s).q_sample(x_0, torch.tensor(levels), eps) for s in of.values()]  # all levels at once
+    columns = [f"t = {t}\n" + "  ".join(f"{s.alpha_bar[t]:.0%}" for s in of.values()) for t in levels]
     return figure.wall(
         torch.stack(rows),
         "A picture turns into noise",
         "one picture, one noise; below each t: the share of the picture's variance that is left, linear and cosine",
-        row_names=names,
+        row_names=list(of),
         column_names=columns,
     )
 
@@ -108,5 +108,5 @@ def errors(lab, x_0, levels):
         wrong = {"x0": x0_hat - x_0, "eps": eps_hat - eps}
         wrong["v"] = a * wrong["eps"] - b * wrong["x0"]  # v = √ᾱ ε - √(1-ᾱ) x_0 is linear, so its error is too
         for key, difference in wrong.items():
-            found[key].append(rms(difference).square().mean().item())
+            found[key].append(difference.square().mean().item())
     return found

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from config import UserError
-from dataset import folder, reference
+from dataset import folder, pictures, reference
 from evaluation import compare, features
 from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance
@@ -51,7 +51,7 @@ def both_features(subject, args):
     """Features (n, d) of exactly n samples, those (M, d) of the real images, and the protocol."""
     steps = subject.steps(args.steps)
     options = subject.options(args.sampler, steps, args.eta)
-    extract = features.extractor(args.features, subject.group.device, args.weights_file)
+    extract = features.extractor(args.features, subject.device, args.weights_file)
     real, facts = real_features(subject, args, extract)
     with subject.bar(args.n, "image") as bar:
         found, _ = subject.draw_features(args.n, extract, args.sampler, steps, args.eta, bar)
@@ -75,7 +75,7 @@ def warn_if_few(subject, n):
 def sweep(subject, args, out):
     """Distance to real images against the number of steps, for every sampler: table and plot."""
     compared, eta, told = settings(subject, args)
-    extract = features.extractor(args.features, subject.group.device, args.weights_file)
+    extract = features.extractor(args.features, subject.device, args.weights_file)
     warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, extract)
     frechet_name, kernel_name = compare.names(extract.name)
@@ -165,7 +165,7 @@ def real_features(subject, args, extract):
 
     def compute():
         with subject.bar(n, "real image") as bar:
-            work = lambda numbers: extract(torch.from_numpy(images.pixels[numbers]))  # noqa: E731
+            work = lambda numbers: extract(pictures.rgb(torch.from_numpy(images.pixels[numbers])))  # noqa: E731
             return replace(subject, batch_size=128).each(n, work, bar)
 
     found = cached(folder.cache_folder() / f"features-{key}.npy", subject.group, compute)

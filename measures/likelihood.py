@@ -37,7 +37,7 @@ def to_be_coded(subject, args):
 
 def in_double(subject, images, numbers, facts, clip=True):
     """The Denoise of these images: the network in float32 on its device, all that follows in float64 on the CPU."""
-    device = subject.group.device
+    device = subject.device
     y = torch.from_numpy(images.labels[numbers]).to(device) if facts["labels"] == "given" else None
     network = subject.diffusion.denoiser(subject.model, y, clip=clip)
 
@@ -66,17 +66,17 @@ def bpd(subject, args, out):
     """Variational bound on the negative log-likelihood, in bits per dimension, by term and by t."""
     sampling.check_variance(args.variance, subject.config, subject.path)
     images, facts = to_be_coded(subject, args)
-    schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
+    schedule, T, group = subject.schedule, subject.T, subject.group
     stretches = [(1, 1), *bound.strata(T, args.levels), (T + 1, T + 1)]
 
     def work(numbers):
         rng = np.random.default_rng((subject.seed, numbers[0], 1))
-        noise = image_noise(subject.seed, numbers)
+        noise_like = image_noise(subject.seed, numbers)
         x_0 = from_uint8(torch.from_numpy(images.pixels[numbers])).double()
         denoise = in_double(subject, images, numbers, facts)
         draw = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
         parts = []
-        for nats in bound.bound(denoise, schedule, x_0, noise, draw, args.levels, args.variance):
+        for nats in bound.bound(denoise, schedule, x_0, noise_like, draw, args.levels, args.variance):
             parts.append(bound.in_bits(nats, x_0))
             bar.update(group.world)
         return torch.stack(parts, dim=1)  # (B, stretches)
@@ -109,12 +109,12 @@ def bpd(subject, args, out):
 def loglik(subject, args, out):
     """Likelihood under the probability-flow ODE, in bits per dimension.  What the figure is: ode.bits_per_dim."""
     images, facts = to_be_coded(subject, args)
-    schedule, T, group = subject.diffusion.schedule, subject.diffusion.T, subject.group
+    schedule, T, group = subject.schedule, subject.T, subject.group
     n = len(images.pixels)
 
     def work(numbers):
         x_0 = from_uint8(torch.from_numpy(images.pixels[numbers])).double()
-        noise = image_noise(subject.seed, numbers)
+        noise_like = image_noise(subject.seed, numbers)
         network = in_double(subject, images, numbers, facts, clip=False)
         draws = []
         for _ in range(args.probes):
@@ -127,7 +127,7 @@ def loglik(subject, args, out):
                     reached = t
                 return network(x, t)
 
-            draws.append(ode.bits_per_dim(denoise, schedule, x_0, noise, tol=args.tol))
+            draws.append(ode.bits_per_dim(denoise, schedule, x_0, noise_like, tol=args.tol))
         return torch.stack(draws, dim=1)  # (B, probes)
 
     with subject.bar(-(-n // subject.batch_size) * args.probes * T, "level") as bar:

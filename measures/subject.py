@@ -13,6 +13,7 @@ import cli
 import machine
 import processes
 import sampling
+from dataset import pictures
 from dataset.pixels import to_uint8
 from diffusion.steps import last
 from painter import Painter
@@ -52,7 +53,7 @@ class Subject(Painter):
         if hasattr(self.model, "_orig_mod"):  # compiled: a smaller last batch would be compiled anew
             numbers = [*numbers, *[numbers[-1]] * (self.batch_size - n)]
         _, walk, calls = self.walk(sampler, numbers, timesteps, options, guidance=self.guidance)
-        with machine.autocast(self.group.device, self.precision):
+        with machine.autocast(self.device, self.precision):
             x_0 = self.finished(last(walk))
         return to_uint8(x_0[:n]).cpu(), len(calls)
 
@@ -76,6 +77,6 @@ class Subject(Painter):
         def work(numbers):
             drawn, evaluations = self.draw(numbers, sampler, steps, eta)
             spent.append(evaluations)
-            return extract(drawn)
+            return extract(pictures.rgb(drawn))
 
         return self.each(n, work, bar), max(spent, default=0)

@@ -133,15 +133,12 @@ def test_kernel_distance_and_its_deviation_are_those_of_mmd2_over_subsets_withou
 
 
 @pytest.mark.parametrize("name", ["random", "pixels"])
-def test_features_are_the_same_for_any_batch_and_any_number_of_channels(name):
+def test_features_are_the_same_for_any_batch(name):
     see = features.extractor(name)
-    grey = torch.randint(0, 256, (4, 1, 20, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = see(grey)
+    some = torch.randint(0, 256, (4, 3, 20, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = see(some)
     assert whole.dtype == torch.float32 and whole.shape[0] == 4
-    assert_close(whole, torch.cat([see(grey[:1]), see(grey[1:])]))
-    assert_close(whole, see(grey.expand(-1, 3, -1, -1)))
-    opaque = torch.cat([grey.expand(-1, 3, -1, -1), torch.full_like(grey, 255)], dim=1)
-    assert_close(whole, see(opaque))
+    assert_close(whole, torch.cat([see(some[:1]), see(some[1:])]))
     assert see.digest == features.extractor(name).digest and len(see.digest) == 64
 
 
@@ -188,9 +185,28 @@ def test_pixel_features_are_the_means_of_an_eight_by_eight_thumbnail():
     assert_close(features.extractor("pixels")(picture).double(), blocks.flatten(1), rtol=1e-5, atol=0)
 
 
-def test_transparent_pictures_are_seen_on_white():
+def test_grey_pictures_are_seen_as_colours_and_transparent_ones_on_white():
+    assert pictures.rgb(torch.full((2, 1, 1, 1), 7, dtype=torch.uint8)).tolist() == [[[[7]]] * 3] * 2
     rgba = torch.tensor([200, 100, 0, 102], dtype=torch.uint8).view(1, 4, 1, 1)  # 40 % opaque
-    assert features.rgb(rgba).flatten().tolist() == [233, 193, 153]
+    assert pictures.rgb(rgba).flatten().tolist() == [233, 193, 153]
+    assert torch.equal(pictures.rgb(rgba[:, :3]), rgba[:, :3])
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_whatever_the_channels_are_features_are_of_colours(program, monkeypatch, channels):
+    """Drawn pictures and real ones, while training and afterwards."""
+    seen = []
+    monkeypatch.setattr(features, "_pixels", lambda: features.Extractor("pixels", "0" * 64, spy))
+
+    def spy(pictures):
+        seen.append(pictures.shape[1])
+        return pictures.float().flatten(1)
+
+    flags = ("--data.channels", channels, "--train.distance_images", 4, "--train.distance_features", "pixels")
+    assert program("main", "--preset", "smoke", *flags, "--out", "run")[0] == 0
+    trained = len(seen)
+    assert program("evaluate", "fid", "--ckpt", "run", "-n", 4, "--features", "pixels", "--steps", 2)[0] == 0
+    assert trained and len(seen) >= trained + 2 and set(seen) == {3}
 
 
 def test_only_inception_is_called_fid():
@@ -1143,6 +1159,12 @@ def test_guidance_is_refused_where_the_model_has_no_classes(program, tmp_path):
     argv = ("-n", 1, "--samplers", "ddim", "--steps", 1, "--guidance", 2)
     code, _, err = program("evaluate", "speed", "--ckpt", "plain.pth", *argv)
     assert code == 2 and "--guidance: the model has no classes" in err
+
+
+@pytest.mark.parametrize("command", evaluate.MEASURES)
+def test_what_draws_pictures_can_draw_them_in_half_precision_and_compiled(command):
+    found = vars(evaluate.parser().parse_args([command]))
+    assert ("precision" in found, "compile" in found) == (command not in ("bpd", "loglik"),) * 2
 
 
 def test_a_compiled_network_sees_batches_of_one_size(run_folder):

@@ -124,12 +124,15 @@ def test_what_is_refused_in_the_first_process_ends_the_others_without_a_word(mon
     def work():
         raise UserError("no")
 
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setattr(Processes, "gather", lambda self, refused: [True, False])
     with pytest.raises(UserError, match=r"^no$"):
         Processes(0, 2, torch.device("cpu")).main_first(work)
+    assert not waited
     with pytest.raises(SystemExit) as end:
         Processes(1, 2, torch.device("cpu")).main_first(work)
-    assert end.value.code == 2
+    assert end.value.code == 2 and waited[0] > 5  # until torchrun, which sees the first one's end, ends this one
 
 
 def test_what_is_for_the_first_process_only_is_done_by_no_other(monkeypatch):

@@ -509,7 +509,7 @@ def test_several_processes_stop_together_where_all_of_them_ask():
     """A signal to the other one is heard; one's own waits until then, or the other would wait for ever."""
     t = small()
     for others, own in ((1.0, False), (0.0, True)):
-        t.processes = SimpleNamespace(world=2, sum=lambda mine, others=others: mine + others)
+        t.group = SimpleNamespace(world=2, sum=lambda mine, others=others: mine + others)
         t.stop = own
         t.check_stop()
         with pytest.raises(trainer_module.Interrupted):
@@ -518,7 +518,7 @@ def test_several_processes_stop_together_where_all_of_them_ask():
 
 def test_several_processes_that_no_signal_reached_go_on():
     t = small()
-    t.processes = SimpleNamespace(world=2, sum=lambda mine: mine)
+    t.group = SimpleNamespace(world=2, sum=lambda mine: mine)
     t.check_stop(everyone=True)
 
 
