@@ -1,7 +1,6 @@
 """How good is the network by now?  Validation loss, samples, and how far they are from the data.
 
-Always of the averaged weights.  Each function is of a Trainer, which calls them at every evaluation.  Read first:
-trainer.py.
+Always of the averaged weights.  The Trainer calls these functions at every evaluation.  Read first: trainer.py.
 """
 
 import numpy as np

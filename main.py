@@ -252,7 +252,7 @@ def train_run(args, config, state, folder, group):
             state.clear()  # as much memory as the weights and the optimiser take
             say(f"resumed   at step {trainer.step:,}")
         if trainer.finished:
-            if group.main:  # killed right after its last checkpoint, it has not drawn its last views
+            if group.main:  # it may have been killed after its last checkpoint, before its last views
                 trainer.tidy()
                 trainer.write_views()
             raise UserError(

@@ -48,16 +48,13 @@ class Ours:
     def sample(self, n):
         from dataset.pixels import to_uint8
         from diffusion.samplers import ddim
-        from diffusion.steps import image_noise, spaced
+        from diffusion.steps import begin, last, spaced
 
-        diffusion, noise = self.trainer.diffusion, image_noise(0, range(n))
-        x = noise(torch.empty(n, 3, 32, 32, device=self.device))
+        diffusion = self.trainer.diffusion
+        x_T, _ = begin(0, range(n), (3, 32, 32), self.device)
+        denoise, timesteps = diffusion.denoiser(self.trainer.ema.model), spaced(diffusion.T, STEPS)
         with self.trainer.autocast():
-            for step in ddim(
-                diffusion.denoiser(self.trainer.ema.model),
-                diffusion.schedule, x, timesteps=spaced(diffusion.T, STEPS), noise_like=noise,
-            ):  # fmt: skip
-                x = step.x
+            x = last(ddim(denoise, diffusion.schedule, x_T, timesteps=timesteps))
         return to_uint8(x).cpu()
 
 

@@ -17,7 +17,7 @@ import torch
 import cli
 from diffusion.samplers import ddim, dpmpp, heun, ode
 from diffusion.schedule import linear
-from diffusion.steps import spaced_logsnr, spaced_rho
+from diffusion.steps import counted, spaced_logsnr, spaced_rho
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([-0.6, 0.4], dtype=torch.float64)
@@ -31,15 +31,15 @@ SOLVERS = {  # name -> (sampler, levels)
 }
 
 
-def mixture(schedule, weights=WEIGHTS, means=MEANS, stds=STDS):
+def mixture(schedule):
     """The perfect Denoise when each pixel is drawn from a mixture of Gaussians: E[x_0 | x_t]."""
 
     def denoise(x_t, t):
         ab = schedule.alpha_bar[t]
-        at_t = (ab * stds**2 + 1 - ab).sqrt()
-        z = (x_t[..., None] - ab.sqrt() * means) / at_t
-        share = torch.softmax(weights.log() - at_t.log() - z**2 / 2, -1)
-        x0 = (share * (means + ab.sqrt() * stds**2 / at_t * z)).sum(-1)
+        at_t = (ab * STDS**2 + 1 - ab).sqrt()
+        z = (x_t[..., None] - ab.sqrt() * MEANS) / at_t
+        share = torch.softmax(WEIGHTS.log() - at_t.log() - z**2 / 2, -1)
+        x0 = (share * (MEANS + ab.sqrt() * STDS**2 / at_t * z)).sum(-1)
         return x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
 
     return denoise
@@ -65,9 +65,8 @@ def transport(schedule, x, t, s):
 
 def measure(sampler, levels, schedule=FINE, **options):
     """(largest error, network evaluations) at the last of the levels, before the step to 0 that all solvers share."""
-    calls, perfect = [], mixture(schedule)
-    walk = sampler(lambda x, t: calls.append(t) or perfect(x, t), schedule, START, timesteps=levels, **options)
-    *_, step, _ = walk
+    denoise, calls = counted(mixture(schedule))
+    *_, step, _ = sampler(denoise, schedule, START, timesteps=levels, **options)
     error = (step.x - transport(schedule, START, schedule.T, step.t)).abs().max().item()
     return error, len(calls)
 

@@ -64,12 +64,12 @@ def measure(what, side=32, batch=8, attention="full", T=1000, steps=1, device="c
     def work():
         if what == "sample":
             from diffusion.samplers import ddim
-            from diffusion.steps import image_noise, spaced
+            from diffusion.steps import begin, last, spaced
 
-            diffusion, noise = trainer.diffusion, image_noise(0, range(batch))
-            x, levels = noise(torch.empty(batch, 3, side, side, device=trainer.device)), spaced(T, steps)
-            for _ in ddim(diffusion.denoiser(trainer.ema.model), diffusion.schedule, x, timesteps=levels):
-                pass
+            diffusion = trainer.diffusion
+            x_T, _ = begin(0, range(batch), (3, side, side), trainer.device)
+            denoise = diffusion.denoiser(trainer.ema.model)
+            last(ddim(denoise, diffusion.schedule, x_T, timesteps=spaced(T, steps)))
         else:
             for _ in range(steps):
                 trainer.train_step()

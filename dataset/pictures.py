@@ -28,7 +28,7 @@ def grid(images, columns=None, padding=2):
 
 
 def strip(stages):
-    """Stages of one walk side by side, one row an image: list of (N, C, H, W) -> (C, H', W')."""
+    """Stages side by side, one row an image: list of (N, C, H, W) -> (C, H', W')."""
     rows = torch.stack(stages, dim=1)  # (N, stages, C, H, W)
     return grid(rows.flatten(0, 1), columns=len(stages))
 

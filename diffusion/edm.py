@@ -80,8 +80,8 @@ class EDM(GaussianDiffusion):
     def target(self, x_0, eps, t):
         """What F should be: of unit variance where x_0 has the variance σ_data²."""
         _, _, c_in, sigma = self.coefficients(t, x_0)
-        # (x_0 - c_skip x̄) / c_out, with 1 - c_skip = σ² c_in² and c_out = σ σ_data c_in put in by hand: near σ = 0 the
-        # difference would be lost in rounding
+        # (x_0 - c_skip x̄) / c_out, with 1 - c_skip = σ² c_in² and c_out = σ σ_data c_in substituted on paper: the
+        # difference would be lost in rounding near σ = 0
         return c_in * (sigma / self.sigma_data * x_0 - self.sigma_data * eps)
 
     def to_x0_eps(self, prediction, x_t, t):
@@ -90,7 +90,7 @@ class EDM(GaussianDiffusion):
         x_bar = (1 + sigma**2).sqrt() * x_t
         # D(x̄; σ) = c_skip x̄ + c_out F(c_in x̄; u)                                                      EDM Eq. (7)
         # Deviation: F is told u in place of ln σ / 4, as our sinusoids are made for numbers from 1 to T.
-        # ε̂ = (x̄ - D) / σ, divided by hand: 1 - c_skip = σ² c_in²,  c_out = σ σ_data c_in
+        # ε̂ = (x̄ - D) / σ, divided on paper: 1 - c_skip = σ² c_in²,  c_out = σ σ_data c_in
         return c_skip * x_bar + c_out * prediction, c_in * (sigma * c_in * x_bar - self.sigma_data * prediction)
 
     def weighted_error(self, prediction, x_0, eps, t):

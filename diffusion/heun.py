@@ -16,8 +16,8 @@ from diffusion.steps import Step, adjacent
 def heun(denoise, schedule, x_T, *, timesteps=None, noise_like=torch.randn_like):
     """Heun's method of EDM, second order: two network evaluations a step, one in the last, so 2n - 1 for n levels.
 
-    A step from a level with hardly any signal, as T on the cosine schedule is, has one, too.  Made for `spaced_rho`
-    levels.
+    A step from a level with hardly any signal, such as T on the cosine schedule, makes do with one, too.  Made for
+    `spaced_rho` levels.
     noise_like is not used: x_T decides the picture.  The rest as in `ddpm`.
     """
     signal, noise = schedule.signal, schedule.noise

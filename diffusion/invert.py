@@ -32,10 +32,9 @@ def invert(denoise, schedule, x_0, *, timesteps=None, refine=0):
         for _ in range(refine):
             x0, eps = denoise(x_t, t)
             v = signal[t] * eps - noise[t] * x0  #                                           Salimans & Ho 2022, App. D
-            # x_t = cos φ_t x̂_0 + sin φ_t ε̂ and v̂ = -sin φ_t x̂_0 + cos φ_t ε̂ are at right angles: the step is a turn by
-            # δ = φ_t - φ_s, x_s = cos δ x_t - sin δ v̂, read from right to left.  In v̂, not in ε̂:
-            # put ε̂ = (x_t - √ᾱ_t x̂_0) / √(1-ᾱ_t) into the line above, and where √ᾱ_t is tiny the right side is x_t
-            # itself and next to nothing else, so that a repeat would return what it was given.
+            # x_t = cos φ_t x̂_0 + sin φ_t ε̂ and v̂ = -sin φ_t x̂_0 + cos φ_t ε̂, so the step is a turn by δ = φ_t - φ_s:
+            # x_s = cos δ x_t - sin δ v̂, read from right to left.  Why not by ε̂ = (x_t - √ᾱ_t x̂_0) / √(1-ᾱ_t) and the
+            # line above?  Where √ᾱ_t is tiny, that returns the x_t which it was given, and a repeat mends nothing.
             x_t = (x + turn.sin() * v) / turn.cos()
         x = x_t
         yield Step(t, x, x0)

@@ -1,4 +1,4 @@
-"""What is the distance of two sets of pictures, under names that promise no more than they hold?
+"""What is the distance between two sets of pictures, under names that promise no more than they hold?
 
 For a trainer and for evaluate.py alike.  Read next: frechet.py, kernel.py.
 """

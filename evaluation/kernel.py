@@ -26,7 +26,7 @@ def mmd2(x, y):
 def kernel_distance(x, y, subsets=100, size=1000):
     """(mean, std, size) of `mmd2` over random subsets of `size` of x and of y.
 
-    Smaller sets use half of the smaller one, for subsets that are all the same would have no deviation.
+    Of small sets it is half of the smaller one: subsets that are the whole set would not deviate.
     """
     size = max(2, min(size, len(x) // 2, len(y) // 2))
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """How far are the drawn pictures from real ones, and how does that fall with the number of steps?
 
-What the distances are: evaluation/frechet.py and kernel.py.  Of what: evaluation/features.py.
+The distances are in evaluation/frechet.py and kernel.py, what they compare in evaluation/features.py.
 """
 
 import hashlib
