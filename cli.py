@@ -174,7 +174,10 @@ def add_running(parser):
 
 
 def find_checkpoint(ckpt, preset):
-    """The path that --ckpt and --preset name; without either the newest run, or else the checkpoint shipped with us."""
+    """The path that --ckpt and --preset name; without either the newest run, or else the checkpoint shipped with us.
+
+    Raises UserError for an unknown preset, one beside a path, and a run that is not there.
+    """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: unknown{did_you_mean(preset, PRESETS)}")
     if ckpt not in (None, "last", "best"):

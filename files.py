@@ -17,6 +17,7 @@ def replacing(path, flush=True):
     """`with replacing(path) as temp:` write to temp; it becomes `path` at the end, or vanishes if anything fails.
 
     flush: wait for the disk, so that a power cut cannot take it: milliseconds, which add up over 50,000 pictures.
+    Raises UserError, naming the path, if it cannot be written.
     """
     path = Path(path)
     try:
@@ -67,7 +68,10 @@ def is_ours(folder):
 
 @contextmanager
 def locked(folder):
-    """Hold `folder` for this process.  The lock is the operating system's, so a crash does not leave it behind."""
+    """Hold `folder` for this process.  The lock is the operating system's, so a crash does not leave it behind.
+
+    Raises UserError if another process holds it, or if it cannot be locked.
+    """
     try:
         import fcntl  # here, as Windows has none
     except ImportError:

@@ -58,7 +58,10 @@ class Painter:
         return self.schedule.T
 
     def find_label(self, text):
-        """The label that --label names: a number, None for the null class, or "each", without one, for all in turn."""
+        """The label that --label names: a number, None for the null class, or "each", without one, for all in turn.
+
+        Raises UserError for a class that the model does not know.
+        """
         if not self.classes:
             if text not in (None, "none"):
                 raise UserError(f"{self.path}: --label {text}: the model has no classes; leave it out")

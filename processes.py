@@ -76,7 +76,10 @@ class Processes:
 
 
 def start(device="auto"):
-    """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1."""
+    """Join the other processes, if torchrun started any.  device: auto | cpu | cuda | cuda:1.
+
+    Raises UserError for a device that is not there, and for what a cluster left in the environment.
+    """
     alone = "unset WORLD_SIZE, or start several processes by torchrun, which sets it and the others"
     try:
         world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))

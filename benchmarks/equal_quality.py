@@ -37,10 +37,10 @@ EULER = ("ddim", "ddim --spacing logsnr")
 
 def draw(lab, numbers, sampler, levels):
     """Pictures with these numbers at the end of the walk, and the seconds that it took."""
-    (x, noise), y = lab.begin(numbers), lab.labels(None, numbers)
+    (x, noise_like), y = lab.begin(numbers), lab.labels(None, numbers)
     start = time.perf_counter()
     with torch.no_grad():
-        x = last(sampler(lab.denoiser(y), lab.schedule, x, timesteps=levels, noise_like=noise))
+        x = last(sampler(lab.denoiser(y), lab.schedule, x, timesteps=levels, noise_like=noise_like))
     x.sum().item()  # wait for the device
     return x.clamp(-1, 1), time.perf_counter() - start
 

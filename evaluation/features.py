@@ -38,7 +38,10 @@ class Extractor:
 
 
 def extractor(name, device="cpu", weights_file=None):
-    """The Extractor called `name`.  weights_file: Inception's weights, instead of downloading them once."""
+    """The Extractor called `name`.  weights_file: Inception's weights, instead of downloading them once.
+
+    Raises UserError if the package or the weights that it needs are missing.
+    """
     if weights_file is not None and name != "inception":
         raise UserError(f"--weights-file: the features {name!r} have no weights; leave it out")
     make = {"inception": lambda: _inception(device, weights_file), "random": lambda: _random(device), "pixels": _pixels}

@@ -41,7 +41,10 @@ def save(path, config, *, model, ema, step, **more):
 
 
 def slim(path, out):
-    """Write a checkpoint for sharing to `out`: the averaged weights of `path` alone, in half precision."""
+    """Write a checkpoint for sharing to `out`: the averaged weights of `path` alone, in half precision.
+
+    Raises UserError if `path` is no checkpoint, if a weight is too large for that, or if `out` cannot be written.
+    """
     config, state = load(path)
     ema = {k: v.half() for k, v in state["ema"].items()}
     if (wild := next((k for k, v in ema.items() if not torch.isfinite(v).all()), None)) is not None:
@@ -128,7 +131,10 @@ def load_weights(model, state_dict, path):
 
 
 def load_model(path, device="cpu", weights="ema"):
-    """(model, config, state) of a checkpoint, ready to sample.  weights: "ema" | "raw"."""
+    """(model, config, state) of a checkpoint, ready to sample.  weights: "ema" | "raw".
+
+    Raises UserError, naming the file, if it is no checkpoint, or has no such weights.
+    """
     config, state = load(path)
     key = "ema" if weights == "ema" else "model"
     if key not in state:
