@@ -79,4 +79,4 @@ class Subject(Painter):
             spent.append(evaluations)
             return extract(pictures.rgb(drawn))
 
-        return self.each(n, work, bar), max(spent, default=0)
+        return self.each(n, work, bar), max(self.group.gather(max(spent, default=0)))

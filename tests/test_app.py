@@ -26,6 +26,7 @@ from diffusion.steps import image_noise, spaced, spaced_logsnr, spaced_rho
 from lessons.app import PAGE, PARAMETERS, App, listed, parse
 from lessons.between import lerp, slerp
 from models import checkpoint
+from painter import Painter
 
 
 @pytest.fixture(scope="module")
@@ -360,3 +361,10 @@ def test_a_browser_denoises_and_morphs(app):
         page.click("#go")
         page.wait_for_function("document.getElementById('error').textContent.includes('1 to 50')")
         assert not errors
+
+
+def test_seed_0_is_a_seed(run_folder):
+    """And not the painter's own."""
+    painter = Painter.open(run_folder / "best.pth", seed=7)
+    asked, own = painter.begin([0], 0)[0], painter.begin([0])[0]
+    assert torch.equal(asked, Painter.open(run_folder / "best.pth").begin([0])[0]) and not torch.equal(asked, own)

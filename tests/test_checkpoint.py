@@ -3,13 +3,14 @@
 import os
 import pickle
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from config import PRESETS, UserError, override, to_dict
-from files import replacing
+from files import put, replacing
 from models import checkpoint
 from models.unet import UNet
 
@@ -306,3 +307,12 @@ def test_weights_survive_a_checkpoint_of_a_compiled_network(tmp_path):
     net = nn.Linear(2, 2)
     compiled = torch.compile(net)
     assert set(checkpoint.plain(compiled.state_dict())) == set(net.state_dict())
+
+
+def test_what_is_put_waits_for_the_disk_unless_told_otherwise(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("flushed"))
+    put(tmp_path / "a", Path.write_text, "x", flush=False)
+    assert not done
+    put(tmp_path / "b", Path.write_text, "x")
+    assert done

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import explore
 import generate
 import machine
 import main
+import outputs
 import sampling
 from benchmarks import kill
 from check import check
@@ -62,6 +64,14 @@ def pictures_in(folder, n=8, size=(20, 24), seed=0):
 
 
 # ---------------------------------------------------------------- main.py
+
+
+def test_what_a_run_says_to_type_next_can_be_typed(program):
+    out = program("main", *SMOKE, "--out", "my run")[1]
+    line = next(line for line in out.splitlines() if line.startswith("more"))
+    words = shlex.split(line.removeprefix("more"))
+    assert words == ["python", "generate.py", "ddim", "--ckpt", "my run/best.pth"]
+    assert program("generate", *words[2:], "-n", 1)[0] == 0
 
 
 def test_training_starts_and_ends_with_the_run_folder(program):
@@ -483,6 +493,9 @@ BOUNDS = [  # a field of the preset smoke, the last value that works, the first 
     ("model.decoder_blocks", (2, 0), (3, 0)),
     ("model.num_classes", 0, -1),
     ("model.channels", 2**16, 2**16 + 4),
+    ("data.size", (16, 16), (16, 2**17)),
+    ("diffusion.beta_start", 1e-6, 0.0),
+    ("diffusion.beta_end", 0.9, 1.0),
     ("diffusion.min_snr_gamma", 0.1, 0.0),
     ("train.epochs", 1, -1),
     ("train.accumulate", 1, 0),
@@ -508,6 +521,28 @@ def test_a_bound_lies_where_it_should_and_the_message_names_its_flag(name, works
     check(override(PRESETS["smoke"], {name: works}))
     with pytest.raises(UserError, match=f"^--{name} "):
         check(override(PRESETS["smoke"], {name: fails}))
+
+
+def test_settings_that_work_or_fail_together():
+    check(override(PRESETS["smoke"], {"data.size": (4, 16), "train.distance_images": 2}))  # one side has a texture
+    one = {"diffusion.T": 1, "sample.steps": 1, "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}
+    with pytest.raises(UserError, match=r"^--diffusion.zero_terminal_snr "):
+        check(override(PRESETS["smoke"], one))
+
+
+ONE_LEVEL = ("--diffusion.T", 1, "--diffusion.beta_start", 0.99, "--diffusion.beta_end", 0.99, "--sample.steps", 1)
+
+
+def test_a_schedule_of_one_level_is_tried_trained_and_used(program):
+    assert program("main", *SMOKE, *ONE_LEVEL, "--dry-run")[0] == 0
+    assert program("main", *SMOKE, *ONE_LEVEL, "--out", "run")[0] == 0
+    code, _, err = program("edit", "img2img", "--ckpt", "run", "-n", 1)
+    assert code == 0, err
+
+
+def test_a_dry_run_compares_a_few_pictures_only():
+    assert main.shrink(override(PRESETS["smoke"], {"train.distance_images": 100})).train.distance_images == 8
+    assert main.shrink(PRESETS["smoke"]).train.distance_images == 0
 
 
 def test_the_least_that_a_linear_schedule_may_leave_still_computes():
@@ -564,6 +599,21 @@ def test_fewer_pictures_replace_more(program, run_folder):
     for n in (6, 2):
         assert program("generate", "ddim", "--ckpt", run_folder, "-n", n, "--gif")[0] == 0
     assert len(pngs("out/ddim")) == 2
+
+
+def test_n_pictures_have_n_names():
+    """What else lies in the folder is not ours."""
+    assert outputs.numbered(2) == {"00000.png", "00001.png"} and outputs.numbered(0) == set()
+
+
+def test_a_film_is_as_large_as_its_first_batch(program, run_folder, monkeypatch):
+    """So much is asked whether --upscale would fill the memory: ten frames of two pictures, or of eight."""
+    asked = []
+    monkeypatch.setattr(generate, "check_upscale", lambda k, size: asked.append(size))
+    for batch in (2, 8):
+        flags = ("-n", 8, "--batch-size", batch, "--steps", 9, "--gif", "--out", f"o{batch}")
+        assert program("generate", "ddim", "--ckpt", run_folder, *flags)[0] == 0
+    assert asked == [10 * 2 * 3 * 16 * 16, 10 * 8 * 3 * 16 * 16]
 
 
 def test_nothing_of_the_users_is_deleted(program, run_folder, tmp_path):

@@ -460,3 +460,8 @@ def test_where_the_training_pictures_are_gone_a_picture_of_ones_own_is_asked_for
     checkpoint.save(tmp_path / "a.pth", override(config, {"data.source": "gone.zip"}), **weights, step=8, classes=[])
     code, _, err = program("edit", "inpaint", "--ckpt", "a.pth")
     assert code == 2 and err.count("\n") == 1 and "gone.zip" in err and err.endswith("by --image PIC\n")
+
+
+def test_top_and_bottom_left_and_right_are_all_of_a_picture_with_odd_sides():
+    for one, other in (("top", "bottom"), ("left", "right")):
+        assert torch.equal(edit.read_mask(one, (5, 7)), ~edit.read_mask(other, (5, 7)))

@@ -189,6 +189,7 @@ def test_grey_pictures_are_seen_as_colours_and_transparent_ones_on_white():
     assert pictures.rgb(torch.full((2, 1, 1, 1), 7, dtype=torch.uint8)).tolist() == [[[[7]]] * 3] * 2
     rgba = torch.tensor([200, 100, 0, 102], dtype=torch.uint8).view(1, 4, 1, 1)  # 40 % opaque
     assert pictures.rgb(rgba).flatten().tolist() == [233, 193, 153]
+    assert pictures.rgb(torch.tensor([[[3]], [[3]], [[3]], [[77]]], dtype=torch.uint8))[0].item() == 179  # 178.9
     assert torch.equal(pictures.rgb(rgba[:, :3]), rgba[:, :3])
 
 
@@ -1150,6 +1151,41 @@ def test_the_likelihood_is_solved_to_the_tolerance_asked_for(program, run_folder
     monkeypatch.setattr(ode, "integrate", lambda f, x, a, b, tol: seen.append(tol) or (x, None))
     measure(program, run_folder, "loglik", "-n", 2, "--tol", 0.25)
     assert set(seen) == {0.25}
+
+
+def test_labels_are_given_only_where_the_classes_are_the_models_by_name(program, run_folder, tmp_path):
+    """Twelve here, twelve there, but others."""
+    rng = np.random.default_rng(0)
+    for name in "abcdefghijkl":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            image = torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8))
+            pictures.save_png(tmp_path / "photos" / name / f"{i}.png", image)
+    flags = ("--data", tmp_path / "photos", "--split", "all", "-n", 2, "--levels", 1)
+    assert measure(program, run_folder, "bpd", *flags)[2]["protocol"]["labels"] == "none"
+
+
+@pytest.mark.parametrize("others", [[], [11]])
+def test_the_evaluations_of_a_figure_are_the_most_that_a_picture_took(run_folder, monkeypatch, others):
+    """In any batch, and in any process."""
+    group = Processes(0, 1 + len(others), torch.device("cpu"))
+    costs, drawn = iter((5, 9, 7)), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    subject = Subject(
+        **vars(Painter.open(run_folder / "best.pth")), group=group, batch_size=1, guidance=1.0, precision="fp32"
+    )
+    monkeypatch.setattr(Subject, "draw", lambda *_: (drawn, next(costs)))
+
+    def gather(self, mine):
+        return [mine, *(([i], torch.zeros(1, 48)) if isinstance(mine, tuple) else n for i, n in enumerate(others))]
+
+    monkeypatch.setattr(Processes, "gather", gather)
+    found = subject.draw_features(3 * group.world, lambda x: x.flatten(1).float(), "ode", 3, None, None)
+    assert found[1] == max([9, *others])
+
+
+def test_as_close_as_an_unseen_image_is_not_closer():
+    same = torch.zeros(20, dtype=torch.float64)
+    assert verdict(same, same)["very_close"] == 0
 
 
 def test_guidance_is_refused_where_the_model_has_no_classes(program, tmp_path):

@@ -774,3 +774,18 @@ def test_the_caption_of_loss_says_what_the_network_predicts(attentive):
     for lab, what in ((attentive, "eps"), (edm, "F of EDM")):
         said = noise.loss(lab, images=2, points=2).texts[1].get_text()
         assert said.endswith(f"the network predicts {what}")
+
+
+def test_pictures_are_numbered_from_0_up_to_the_last(program, run_folder):
+    """Two are held out."""
+    assert program("explore", "forward", "--ckpt", run_folder, "--picture", 1)[0] == 0
+    code, _, err = program("explore", "forward", "--ckpt", run_folder, "--picture", 2)
+    assert code == 2 and "there are 2 held-out pictures, numbered from 0" in err
+
+
+def test_the_names_of_rows_and_columns_stand_beside_their_middles():
+    """Pictures twice as wide as high."""
+    axes = figure.wall(torch.zeros(2, 2, 3, 8, 16), "title", row_names=["a", "b"], column_names=["c", "d"]).axes[0]
+    height, width = axes.images[0].get_array().shape[:2]
+    for ticks, length in ((axes.get_yticks(), height), (axes.get_xticks(), width)):
+        assert sum(ticks) / 2 == pytest.approx((length - 1) / 2, abs=1)

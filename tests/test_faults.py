@@ -459,6 +459,20 @@ def test_results_are_written_on_the_disk_of_their_folder_under_a_name_that_the_n
         assert new.parent == tmp_path and new.match(".results.*.tmp")
 
 
+def test_at_no_moment_a_folder_of_pictures_is_without_its_settings(program, run_folder, monkeypatch):
+    """Killed then, the next call would take the pictures for the user's."""
+    flags = ("generate", "ddim", "--ckpt", run_folder, "--steps", 1, "--out", "out")
+    assert program(*flags, "-n", 3)[0] == 0
+    remove = Path.unlink
+
+    def unlink(self, **options):
+        assert self != Path("out/settings.json")
+        remove(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert program(*flags, "-n", 1)[0] == 0
+
+
 def test_the_settings_of_another_program_cost_no_picture(program, run_folder, tmp_path):
     (tmp_path / "out/ddim").mkdir(parents=True)
     mine = ["2024.png", "00077.png", "3.png", "grid.png"]

@@ -360,6 +360,8 @@ def test_a_path_that_holds_nothing_is_one_user_error_naming_it(root, read, tmp_p
 
 def test_long_lists_are_cut_short():
     assert folder.listed(("a.png: x", "b: c.png: y")) == "a.png (x), b: c.png (y)"
+    assert folder.listed(tuple(f"{i}.png: x" for i in range(5))).endswith("3.png (x), 4.png (x)")
+    assert folder.listed(tuple(f"{i}.png: x" for i in range(6))).endswith("4.png (x), and 1 more")
     assert folder.listed(tuple(f"{i}.png: x" for i in range(17))).endswith("4.png (x), and 12 more")
 
 

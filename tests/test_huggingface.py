@@ -135,7 +135,7 @@ def test_the_training_split_is_taken_the_unlabelled_are_a_class_and_other_data_i
     assert images.classes == ("cat", "dog_wolf", "unlabelled") and images.labels.tolist() == [0, 1, 2, 2]
     for pixels, i in zip(images.pixels, (2, 0, 1, 6)):  # class by class
         assert np.array_equal(pixels, noise(i).transpose(2, 0, 1))
-    splits["train"] = Table([3, 4, 5], [0, -1, 1], "c")
+    splits["train"] = Table([3, 4, 5, 6], [0, -1, 1, None], "c")
     assert np.array_equal(load("hf:user/set", tmp_path).pixels[0], noise(5).transpose(2, 0, 1))
 
 
@@ -152,7 +152,7 @@ def test_a_missing_optional_package_is_one_line(program, monkeypatch, module, fl
 
 def test_the_board_shows_each_figure_and_picture_at_its_step(program, monkeypatch):
     """With a writer that takes notes, so that the package need not be there."""
-    seen = []
+    seen, flushed = [], []
 
     class Writer:
         def __init__(self, folder):
@@ -165,7 +165,7 @@ def test_the_board_shows_each_figure_and_picture_at_its_step(program, monkeypatc
             seen.append(("image", name, step))
 
         def flush(self):
-            pass
+            flushed.append(len(seen))
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
     assert program("main", "--preset", "smoke", "--tensorboard")[0] == 0
@@ -173,6 +173,7 @@ def test_the_board_shows_each_figure_and_picture_at_its_step(program, monkeypatc
     shown = [*figures, ("image", "step"), ("image", "strip")]
     assert seen[0] == ("folder", "ckpt/smoke/tensorboard", None)
     assert sorted(seen[1:]) == sorted((*what, step) for step in (4, 8) for what in shown)
+    assert flushed == [1 + len(shown), 1 + 2 * len(shown)]  # to be seen at once, and after a kill
 
 
 def test_tensorboard_gets_every_scalar_and_both_pictures(program, tmp_path):

@@ -14,7 +14,7 @@ from diffusion.schedule import linear
 from models.attention import Attention, linear_attention
 from models.blocks import ResBlock, Upsample, group_norm
 from models.embedding import sinusoidal
-from models.unet import UNet
+from models.unet import Block, UNet
 
 TINY = Model(
     16,
@@ -362,3 +362,9 @@ def test_upsample_copies_pixels():
     torch.nn.init.zeros_(up.conv.bias)
     x = torch.arange(4.0).reshape(1, 1, 2, 2)
     assert_close(up(x)[0, 0], torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).float())
+
+
+def test_where_both_kinds_of_attention_are_asked_for_it_is_linear():
+    """As config.py says: linear attention there instead."""
+    config = replace(PRESETS["smoke"].model, attention_resolutions=(8,), linear_attention_resolutions=(8,))
+    assert Block(8, 8, 32, config, 8).attn.attend is linear_attention

@@ -230,7 +230,9 @@ def test_torch_is_imported_for_cifar_alone():
 # --- split ---
 
 
-@pytest.mark.parametrize(("n", "fraction", "held_out"), [(5000, 0.15, 750), (50, 0.1, 5), (2, 0.01, 1), (3, 0.99, 2)])
+@pytest.mark.parametrize(
+    ("n", "fraction", "held_out"), [(5000, 0.15, 750), (50, 0.1, 5), (2, 0.01, 1), (3, 0.99, 2), (19, 0.1, 2)]
+)
 def test_a_split_is_disjoint_sorted_and_complete(n, fraction, held_out):
     train, val = sources.split(images(n), fraction, seed=0)
     assert (len(train), len(val)) == (n - held_out, held_out)

@@ -973,3 +973,23 @@ def test_processes_share_the_pictures_of_the_distance(monkeypatch):
     assert [sum(map(len, share)) for share in shares] == [5, 5]
     name = "frechet_distance_pixels"  # the other one draws subsets, and the order is another
     assert found[name] == pytest.approx(whole[name], rel=1e-6)
+
+
+def test_the_grid_of_the_data_is_a_full_square(monkeypatch):
+    shown = []
+    monkeypatch.setattr(views.pictures, "grid", lambda images: shown.append(len(images)))
+    monkeypatch.setattr(views, "put", lambda *_: None)
+    for n in (5, 100):
+        views.save_data(Path(), torch.zeros(n, 3, 4, 4, dtype=torch.uint8), (4, 4))
+    assert shown == [4, 36]
+
+
+def test_the_film_of_the_strips_has_the_size_of_the_newest(tmp_path):
+    """A run that went on with another --sample.steps has strips of two sizes."""
+    (tmp_path / "samples").mkdir()
+    for i, width in enumerate((4, 8, 8)):
+        strip = torch.full((3, 4, width), 80 * i, dtype=torch.uint8)
+        pictures.save_png(tmp_path / f"samples/strip_{i:07d}.png", strip)
+    views.animate_strips(tmp_path)
+    with Image.open(tmp_path / "samples/strips.gif") as film:
+        assert film.size == (8, 4) and film.n_frames == 2
