@@ -1153,6 +1153,12 @@ def test_the_likelihood_is_solved_to_the_tolerance_asked_for(program, run_folder
     assert set(seen) == {0.25}
 
 
+def test_an_interval_of_nothing_is_improbable_and_not_infinitely_so():
+    edge = torch.tensor([-50.0, 5.0, 40.0], dtype=torch.float64)
+    assert torch.isfinite(bound._log_interval(edge, edge)).all()
+    assert_close(bound._log_interval(edge[2:], edge[2:] + 1), bound._log_interval(-edge[2:] - 1, -edge[2:]))
+
+
 def test_labels_are_given_only_where_the_classes_are_the_models_by_name(program, run_folder, tmp_path):
     """Twelve here, twelve there, but others."""
     rng = np.random.default_rng(0)

@@ -71,3 +71,20 @@ def test_the_figure_is_drawn_from_the_first_stage_to_the_last(program, monkeypat
 def test_it_has_no_options(program, argv, words):
     code, _, err = program("minimal", *argv)
     assert code == 2 and err.startswith("error: ") and words in err and not Path("out").exists()
+
+
+def test_every_call_draws_the_same(program, monkeypatch):
+    drawn, points = [], torch.zeros(3, 2)
+    monkeypatch.setattr(minimal, "train", lambda: (None, None))
+    monkeypatch.setattr(minimal, "draw", lambda *_: drawn.append(torch.rand(1).item()) or [Step(0, points, points)])
+    for _ in range(2):
+        assert program("minimal")[0] == 0
+    assert drawn[0] == drawn[1]
+
+
+def test_the_figure_shows_the_points_and_the_guess_under_their_names(monkeypatch, tmp_path):
+    shown = {}
+    monkeypatch.setattr("matplotlib.axes.Axes.scatter", lambda _, x, y, label, **__: shown.update({label: x.item()}))
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda *_, **__: None)
+    minimal.plot([Step(0, torch.full((1, 2), 1.0), torch.full((1, 2), 2.0))], tmp_path / "plot.png")
+    assert shown == {"$x_t$": 1.0, r"$\hat x_0$": 2.0}

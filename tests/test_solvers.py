@@ -396,3 +396,13 @@ def test_hutchinsons_estimate_is_exact_for_signs_when_pixels_are_independent():
     exact = log_likelihood(mixture(linear()), linear(), x)
     assert_close(log_likelihood(mixture(linear()), linear(), x, probe=normal(3, 1, 4, 4).sign()), exact)
     assert not torch.is_grad_enabled() or not exact.requires_grad
+
+
+def test_an_ode_that_stands_still_is_solved():
+    x, slope = integrate(lambda x, u: torch.zeros_like(x), torch.ones(2, 3), 0.0, 1.0, 1e-3)
+    assert torch.equal(x, torch.ones(2, 3)) and not slope.any()
+
+
+def test_one_guess_for_all_pictures_gives_each_of_them_one():
+    *_, end = ode(lambda x, t: (torch.zeros(1, 1, 1, 1), x), FINE, torch.ones(3, 1, 2, 2), timesteps=[FINE.T])
+    assert end.x.shape == (3, 1, 2, 2)

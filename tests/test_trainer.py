@@ -993,3 +993,73 @@ def test_the_film_of_the_strips_has_the_size_of_the_newest(tmp_path):
     views.animate_strips(tmp_path)
     with Image.open(tmp_path / "samples/strips.gif") as film:
         assert film.size == (8, 4) and film.n_frames == 2
+
+
+BAR = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
+
+
+def test_the_training_stops_at_max_skips_and_names_the_step_that_was_saved():
+    t = small(**{"train.max_skips": 10})
+    t.train_step()
+    t.save()
+    t.train_step()
+    t.streak.fill_(9)
+    t._look(BAR)
+    t.streak.fill_(10)
+    with pytest.raises(UserError, match=r"^10 steps in a row .*last.pth \(step 1\)"):
+        t._look(BAR)
+
+
+def test_an_infinite_validation_loss_ends_the_training(monkeypatch):
+    t, found = small(), {"val_loss": math.inf, **dict.fromkeys(views.QUARTERS, 1.0)}
+    monkeypatch.setattr(examine, "validate", lambda _: found)
+    with pytest.raises(UserError, match=r"^the validation loss is inf"):
+        t.evaluate()
+
+
+def test_validation_does_not_depend_on_the_batch_size():
+    """Image i has its own noise, whatever batch it is in."""
+    whole, parts = (examine.validate(small(**{"train.batch_size": size, "train.val_images": 8})) for size in (8, 2))
+    assert whole == pytest.approx(parts, rel=1e-4)
+
+
+def test_when_stopped_only_the_first_process_saves():
+    t = small(group=Processes(1, 1, torch.device("cpu")))
+
+    def step():
+        raise trainer_module.Interrupted
+
+    t.train_step = step
+    with pytest.raises(KeyboardInterrupt):
+        t.fit()
+    assert not (t.folder / "last.pth").exists()
+
+
+def test_a_run_goes_on_in_another_precision_and_knows_what_is_saved():
+    t = small()
+    t.train_step()
+    t.save()
+    _, state = checkpoint.load(t.folder / "last.pth")
+    again = small(precision="fp16")
+    resume.go_on(again, state)
+    assert again.step == again.saved == 1
+
+
+def test_one_picture_that_was_exchanged_is_noticed():
+    t = small()
+    greys = resume.greys(t)
+    greys[0] += 5
+    state = {"train_images": len(t.batches.indices), "classes": t.classes, "train_greys": greys}
+    with pytest.raises(UserError, match="other pictures"):
+        resume.refuse_other_data(t, state, "last.pth")
+
+
+def test_after_a_training_signals_do_again_what_they_did_before():
+    before, mine = signal.getsignal(signal.SIGTERM), lambda *_: None
+    signal.signal(signal.SIGTERM, mine)
+    try:
+        with small()._signals():
+            assert signal.getsignal(signal.SIGTERM) is not mine
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
