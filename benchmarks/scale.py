@@ -172,7 +172,7 @@ def estimate():
     parameters, flops = sum(p.numel() for p in network.parameters()), counter.get_total_flops()
     images, batch, peak, share, link = 540_000 * 2048, 2048, 990e12, 0.3, 50e9
     print(f"\n{parameters:,} parameters, {flops / 1e9:.0f} GFLOP an image (forward and backward)\n")
-    print("| GPUs | images/s | batch of 2,048, s | of it gradients if nothing hid them, s | 540,000 steps, days |")
+    print("| GPUs | images/s | batch of 2,048, s | gradients on top if nothing hid them, s | 540,000 steps, days |")
     print("|---|---|---|---|---|")
     for gpus in (8, 64):
         rate = gpus * peak * share / flops

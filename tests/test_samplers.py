@@ -1,7 +1,7 @@
 """Samplers against closed forms: no training, no tolerance to hide behind.
 
 Two data sets have a perfect network that can be written down.  A point mass: every sampler must return the point.
-A Gaussian: every sampler is affine, so the final mean and standard deviation follow from a recursion.
+A Gaussian: `ddpm` and `ddim` are affine, so the final mean and standard deviation follow from a recursion.
 """
 
 import itertools
