@@ -21,6 +21,7 @@ from measures.speed import settings
 from measures.table import print_table, write_csv
 
 ENOUGH = 2048  # images, as many as Inception has features: the covariance of fewer is far from full rank
+UNSEEN = "unseen"  # names the row of `sweep` that no sampler has drawn
 
 
 def fid(subject, args, out):
@@ -73,44 +74,52 @@ def warn_if_few(subject, n):
 
 
 def sweep(subject, args, out):
-    """Distance to real images against the number of steps, for every sampler: table and plot."""
+    """Distance to real images against the number of steps, for every sampler, and of unseen images: table and plot."""
     compared, eta, told = settings(subject, args)
     extract = features.extractor(args.features, subject.device, args.weights_file)
     warn_if_few(subject, args.n)
     real, facts = real_features(subject, args, extract)
+    unseen = unseen_features(subject, args, extract)
     frechet_name, kernel_name = compare.names(extract.name)
     rows, of_real = [], moments(real)
+
+    def distances(found):
+        return frechet(*moments(found), *of_real), *kernel_distance(found, real)[:2]
+
     with subject.bar(len(compared) * args.n, "image") as bar:
         for sampler, steps in compared:
             start = time.perf_counter()
             found, evaluations = subject.draw_features(args.n, extract, sampler, steps, eta, bar)
             seconds = time.perf_counter() - start
             if subject.group.main:
-                distance = frechet(*moments(found), *of_real)
-                mean, std, _ = kernel_distance(found, real)
-                rows.append((sampler, steps, evaluations, distance, mean, std, seconds))
+                rows.append((sampler, steps, evaluations, *distances(found), seconds))
     protocol = {**facts, "features": extract.name, "features_sha256": extract.digest, **told}
     if subject.group.main:
+        if unseen is not None:
+            rows.append((UNSEEN, "", "", *distances(unseen), ""))
         header = ("sampler", "steps", "evaluations", frechet_name, kernel_name, f"{kernel_name}_std", "seconds")
         write_csv(out / "sweep.csv", header, rows)
         print_table(header, rows)
         plot_sweep(out / "sweep.png", rows, compare.titles(extract.name)[0], args.n)
         print(f"plot      {out}/sweep.png")
-    return protocol, {frechet_name: {f"{r[0]}_{r[1]}": r[3] for r in rows}}
+    return protocol, {frechet_name: {f"{r[0]}_{r[1]}".rstrip("_"): r[3] for r in rows}}
 
 
 def plot_sweep(path, rows, title, n):
-    """Distance against network evaluations, one line a sampler, both axes logarithmic."""
+    """Distance against network evaluations, one line a sampler, both axes logarithmic; unseen images are a level."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for sampler in dict.fromkeys(r[0] for r in rows):
-        line = sorted((r[2], r[3]) for r in rows if r[0] == sampler)
-        axes.plot(*zip(*line), marker="o", label=sampler)
+    for name in dict.fromkeys(r[0] for r in rows):
+        line = sorted((r[2], r[3]) for r in rows if r[0] == name)
+        if name == UNSEEN:
+            axes.axhline(line[0][1], color="0.4", linestyle="--", label="unseen real images")
+        else:
+            axes.plot(*zip(*line), marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="network evaluations a picture", ylabel=f"{title}, {n:,} samples")
-    ticks = sorted({r[2] for r in rows})
+    ticks = sorted({r[2] for r in rows if r[0] != UNSEEN})
     axes.grid(alpha=0.3, which="both")
     axes.set_xticks([t for i, t in enumerate(ticks) if i == 0 or t >= 1.25 * ticks[i - 1]])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -163,10 +172,24 @@ def real_features(subject, args, extract):
     content = content.hexdigest()
     key = hashlib.sha256(f"{content} {extract.name} {extract.digest}".encode()).hexdigest()[:32]
 
-    def compute():
-        with subject.bar(n, "real image") as bar:
-            work = lambda numbers: extract(pictures.rgb(torch.from_numpy(images.pixels[numbers])))  # noqa: E731
-            return replace(subject, batch_size=128).each(n, work, bar)
-
-    found = cached(folder.cache_folder() / f"features-{key}.npy", subject.group, compute)
+    path = folder.cache_folder() / f"features-{key}.npy"
+    found = cached(path, subject.group, lambda: features_of(images, subject, extract))
     return found, {"data": images.name, "split": args.split, "reference_n": n, "reference_sha256": content}
+
+
+def unseen_features(subject, args, extract):
+    """Features (n, d) of as many unseen real images as are drawn: their distance is as good as drawn ones can be.
+
+    None where so many are not there, and where the reference is not the training images alone, but these, too.
+    """
+    if args.split != "train":
+        return None
+    images = subject.group.main_first(lambda: reference.unseen(subject.config.data, args.n))
+    return features_of(images, subject, extract) if len(images.pixels) == args.n else None
+
+
+def features_of(images, subject, extract):
+    """Features (N, d) of real images, shared between the processes."""
+    with subject.bar(len(images.pixels), "real image") as bar:
+        work = lambda numbers: extract(pictures.rgb(torch.from_numpy(images.pixels[numbers])))  # noqa: E731
+        return replace(subject, batch_size=128).each(len(images.pixels), work, bar)

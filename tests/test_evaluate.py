@@ -853,7 +853,7 @@ def test_speed_and_sweep_have_a_row_for_every_sampler_and_number_of_steps(progra
         protocol = measure(program, run_folder, name, *asked)[2]["protocol"]
         assert (protocol["eta"], protocol["guidance"]) == (0.3, 1.7)
         rows = [line.split(",") for line in Path(f"o/{name}.csv").read_text().split()[1:]]
-        assert [(r[0], r[1], r[2]) for r in rows] == [
+        assert [tuple(r[:3]) for r in rows if r[0] != "unseen"] == [
             ("ddpm", "1", "1"), ("ddpm", "3", "3"), ("ddim", "1", "1"), ("ddim", "3", "3"),
         ]  # fmt: skip
     assert Path("o/sweep.png").exists()
@@ -865,7 +865,8 @@ def test_left_out_the_numbers_of_steps_are_at_most_T(program, run_folder, tmp_pa
     config = override(config, {"diffusion.T": 12, "diffusion.beta_end": 0.9, "sample.steps": 2})
     checkpoint.save(tmp_path / "short.pth", config, **{key: state[key] for key in ("model", "ema", "step", "classes")})
     figures = measure(program, "short.pth", command, "-n", 2, "--samplers", "ddim")[2]["figures"]
-    assert list(figures.get("frechet_distance_random", figures)) == ["ddim_5", "ddim_10", "ddim_12"]
+    figures = figures.get("frechet_distance_random", figures)
+    assert [name for name in figures if name != "unseen"] == ["ddim_5", "ddim_10", "ddim_12"]
 
 
 @pytest.mark.parametrize("command", ["fid", "kid", "nearest", "speed", "sweep"])
@@ -914,26 +915,48 @@ def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tm
 
 
 def test_sweep_is_the_distance_by_hand_against_the_evaluations_a_picture(program, awake, monkeypatch):
-    """Heun asks twice a step, but once in the last; it is plotted against that, whatever the batches are."""
+    """Heun asks twice a step, but once in the last; it is plotted against that, whatever the batches are.
+
+    Beside them is what images that are as good as real score.
+    """
     kept = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: kept.append(self))
     _, err, report = measure(
         program, awake, "sweep", "-n", 6, "--batch-size", 4, "--samplers", "ddim,heun", "--steps", "4,2", "--seed", 3
     )
     rows = [line.split(",") for line in Path("o/sweep.csv").read_text().split()[1:]]
-    assert [(r[0], *map(int, r[1:3])) for r in rows] == [
-        ("ddim", 4, 4), ("ddim", 2, 2), ("heun", 4, 7), ("heun", 2, 3),
+    assert [tuple(r[:3]) for r in rows] == [
+        ("ddim", "4", "4"), ("ddim", "2", "2"), ("heun", "4", "7"), ("heun", "2", "3"), ("unseen", "", ""),
     ]  # fmt: skip
-    reals = torch.from_numpy(reference.load(checkpoint.load(awake)[0].data).pixels)
+    data = checkpoint.load(awake)[0].data
+    reals, unseen = (torch.from_numpy(i.pixels) for i in (reference.load(data), reference.unseen(data, 6)))
     for row in rows:
-        samples = drawn(awake, 6, seed=3, sampler=row[0], steps=int(row[1]), eta=0.0)
+        by_hand = lambda: drawn(awake, 6, seed=3, sampler=row[0], steps=int(row[1]), eta=0.0)  # noqa: B023, E731
+        samples = unseen if row[0] == "unseen" else by_hand()
         expected = compare.compare(samples, reals, features.extractor("random"))
         assert [float(v) for v in row[3:6]] == pytest.approx(list(expected.values())[:3], rel=1e-2, abs=1e-4)
     lines = {line.get_label(): line.get_xydata().tolist() for line in kept[0].axes[0].lines}
     of = {name: sorted([int(r[2]), float(r[3])] for r in rows if r[0] == name) for name in ("ddim", "heun")}
+    of["unseen real images"] = [[0, float(rows[-1][3])], [1, float(rows[-1][3])]]  # from side to side
     assert lines == of and kept[0].axes[0].get_xticks().tolist() == [2, 3, 4, 7]
     assert "6 images are few for a Frechet distance" in err
-    assert report["figures"]["frechet_distance_random"] == {f"{r[0]}_{r[1]}": float(r[3]) for r in rows}
+    assert report["figures"]["frechet_distance_random"] == {
+        **{f"{r[0]}_{r[1]}": float(r[3]) for r in rows[:-1]}, "unseen": float(rows[-1][3]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "unseen"), [("train", 1), ("val", 0), ("all", 0)])
+def test_a_sweep_of_images_that_the_reference_may_hold_has_none_that_are_unseen(program, run_folder, split, unseen):
+    measure(program, run_folder, "sweep", "-n", 4, "--samplers", "ddim", "--steps", 1, "--split", split)
+    assert Path("o/sweep.csv").read_text().count("unseen") == unseen
+
+
+def test_a_sweep_of_more_images_than_were_held_out_has_none_that_are_unseen(program, run_folder, few):
+    """Fewer would be farther off by their number alone."""
+    data = few(20)  # a quarter of them is held out
+    for n, there in ((6, False), (5, True)):
+        measure(program, run_folder, "sweep", "-n", n, "--samplers", "ddim", "--steps", 1, "--data", data)
+        assert ("unseen" in Path("o/sweep.csv").read_text()) == there
 
 
 @pytest.mark.parametrize(
@@ -1130,7 +1153,7 @@ def test_a_sweep_is_of_the_eta_and_the_features_asked_for_and_its_plot_says_what
     reals = torch.from_numpy(reference.load(checkpoint.load(awake)[0].data).pixels)
     found = compare.compare(drawn(awake, 6, steps=4, eta=0.7), reals, features.extractor("pixels"))
     distance = pytest.approx(found["frechet_distance_pixels"], rel=1e-2, abs=1e-4)
-    assert report["figures"] == {"frechet_distance_pixels": {"ddim_4": distance}}
+    assert report["figures"]["frechet_distance_pixels"]["ddim_4"] == distance
     axes = kept[0].axes[0]
     assert axes.get_ylabel() == "Frechet distance of pixels features, 6 samples"
     assert axes.get_xlabel() == "network evaluations a picture"
