@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,6 +190,14 @@ def compare(args):
     return results, peaks
 
 
+def version(name):
+    """Of an installed package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # imported from a folder
+        return "(version unknown)"
+
+
 def summary(contestant):
     """Medians over the rounds, and every round."""
     train, sample = contestant.rounds["train"], contestant.rounds["sample"]
@@ -284,18 +293,20 @@ def main(argv):
     about = {
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
+        "peers": {name: version(name) for field in results.values() for name in field if name != "ours"},
         "hardware": torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "batch": args.batch, "images_per_sampling": args.images, "rounds": args.rounds,
         "precision": args.precision, "compile": args.compile,
         "load_before": load, "load_after": os.getloadavg()[0],
         "peak_matmul": peaks[0], "peak_convolution": peaks[1],
     }  # fmt: skip
+    versions = ", ".join(f"{name} {of}" for name, of in {"torch": about["torch"], **about["peers"]}.items())
     print(table(results, peaks))
     print()
     print(ratios(results))
     print(
         f"\n{about['hardware']}, {args.precision}, batch {args.batch}, n = {args.rounds} rounds, commit "
-        f"{about['commit']}, torch {about['torch']}; peak: matrix product {peaks[0] / 1e9:.0f}, convolution "
+        f"{about['commit']}, {versions}; peak: matrix product {peaks[0] / 1e9:.0f}, convolution "
         f"{peaks[1] / 1e9:.0f} GFLOP/s; load {load:.1f} before, {about['load_after']:.1f} after; "
         f"{time.perf_counter() - start:.0f} s"
     )

@@ -2,7 +2,8 @@
 
 Trains once in peace.  Then trains the same thing again, as a process of its own that gets SIGKILL at a random moment
 and is resumed, over and over; most kills wait until some file is being written.  At the end both runs must be
-equal bit for bit: weights, EMA, optimiser, metrics.  Prints what happened; exit code 1 if anything differs.
+equal bit for bit: weights, EMA, optimiser, metrics.  Prints what happened; exit code 1 if anything differs, or if the
+training, on a fast machine, was done before the last kill.
 """
 
 import collections
@@ -23,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import cli
 
-STEPS_A_KILL = 6  # the length of the run: far enough that it is still alive at the last kill
+STEPS_A_KILL = 18  # the length of the run: far enough that it is still alive at the last kill
 FLAGS = shlex.split("""
     --preset smoke --device cpu --model.dropout 0.1 --train.accumulate 2 --train.eval_every 3 --train.batch_size 4
     --diffusion.prediction v --train.lr_schedule cosine --train.warmup_steps 5 --sample.steps 2
@@ -146,7 +147,7 @@ def main(argv):
     for name, value in found.items():
         print(f"{name:<42} {value if value != [] else 'none'}")
     bad = ("differences", "steps doubled or missing in metrics.csv", "temp files left", "checkpoints lost")
-    return int(any(found[name] for name in bad))
+    return int(found["kills survived"] < args.kills or any(found[name] for name in bad))
 
 
 if __name__ == "__main__":

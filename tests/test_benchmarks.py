@@ -1,8 +1,10 @@
 """The benchmarks are programs like the others: a mistake is one line, and found before the work."""
 
+import json
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -85,6 +87,37 @@ def test_the_others_refuse_before_the_work(tmp_path, monkeypatch, capsys, progra
     monkeypatch.setattr(program, work, lambda *_, **__: pytest.fail("it began"))
     refused(program.main, capsys, flags, words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        ({}, 0), ({"kills survived": 2}, 1), ({"differences": [".rows"]}, 1), ({"temp files left": ["last.pth"]}, 1),
+        ({"steps doubled or missing in metrics.csv": 1}, 1), ({"checkpoints lost": 1}, 1),
+    ],
+)  # fmt: skip
+def test_kill_fails_where_anything_was_lost_or_not_all_kills_came(monkeypatch, found, code):
+    whole = {
+        "kills survived": 3,
+        "differences": [],
+        "steps doubled or missing in metrics.csv": 0,
+        "temp files left": [],
+    }
+    monkeypatch.setattr(kill, "torment", lambda *_: {**whole, "checkpoints lost": 0, **found})
+    assert kill.main(["--kills", "3"]) == code
+
+
+def test_compare_says_which_versions_it_measured(tmp_path, monkeypatch, capsys):
+    contestant = {"parameters": 1e6, "train_flops": 1e9, "sample_flops": 1e9, "peak_memory_gib": 1.0}
+    contestant |= {"train_images_per_s": 1.0, "train_flops_per_s": 1e9, "sample_images_per_s": 1.0}
+    contestant["rounds"] = {what: [{"images_per_s": 1.0, "images_per_cpu_s": 1.0}] for what in ("train", "sample")}
+    field = {"ours": contestant, "numpy": contestant, "of a folder": contestant}  # as if the second were a peer
+    monkeypatch.setattr(compare, "compare", lambda args: ({"net": field}, [1.0, 1.0]))
+    compare.main(["--json", str(tmp_path / "x.json")])
+    said = f"torch {torch.__version__}, numpy {np.__version__}, of a folder (version unknown); peak: "
+    assert said in capsys.readouterr().out
+    about = json.loads((tmp_path / "x.json").read_text())["about"]
+    assert about["peers"] == {"numpy": np.__version__, "of a folder": "(version unknown)"}
 
 
 def test_the_table_of_compare_is_shown_even_if_the_file_can_no_longer_be_written(tmp_path, monkeypatch, capsys):
