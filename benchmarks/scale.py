@@ -193,12 +193,13 @@ def show(title, x_name, rows):
 
 def plot(found, path):
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(15, 3.8), layout="constrained")
     batch, resolution, _, sampling = found[:4]
     panels = [
         (batch, "seconds", 1, "A training step, by batch"), (resolution, "seconds", 1, "... by resolution (batch 2)"),
-        (resolution, "memory", 2**30, "Memory, by resolution (GiB)"), (sampling, "seconds", 1, "DDIM of 8 images"),
+        (resolution, "memory", 2**20, "Memory, by resolution"), (sampling, "seconds", 1, "DDIM of 8 images"),
     ]  # fmt: skip
     for ax, ((_, x_name, rows), key, unit, title) in zip(figure.subplots(1, 4), panels):
         for column in rows[0][1]:
@@ -210,7 +211,8 @@ def plot(found, path):
             )
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
-        ax.set(title=title, xlabel=x_name, ylabel="GiB" if key == "memory" else "seconds")
+        ax.set(title=title, xlabel=x_name, ylabel="MiB" if key == "memory" else "seconds")
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
         ax.set_xticks([x for x, _ in rows], [str(x) for x, _ in rows])
         ax.grid(alpha=0.3)
         if len(rows[0][1]) > 1:

@@ -191,14 +191,14 @@ def kept(monkeypatch):
 
 def test_the_panels_of_scale_show_what_their_titles_say(kept):
     def rows(k):
-        return [(x, {"train": {"seconds": k * x, "memory": k * x * 2**30}}) for x in (1, 2)]
+        return [(x, {"train": {"seconds": k * x, "memory": k * x * 2**20}}) for x in (1, 2)]
 
     tables = zip(("images", "pixels", "T", "steps"), (1, 10, 100, 1000))
     scale.plot([("title", x_name, rows(k)) for x_name, k in tables], "x.png")
     axes = kept[0].axes
     assert [list(a.lines[0].get_ydata()) for a in axes] == [[1, 2], [10, 20], [10, 20], [1000, 2000]]
     assert [(a.get_xlabel(), a.get_ylabel()) for a in axes] == [
-        ("images", "seconds"), ("pixels", "seconds"), ("pixels", "GiB"), ("steps", "seconds"),
+        ("images", "seconds"), ("pixels", "seconds"), ("pixels", "MiB"), ("steps", "seconds"),
     ]  # fmt: skip
 
 
