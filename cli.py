@@ -5,16 +5,19 @@ checkpoint and a class.
 """
 
 import argparse
+import math
 import os
 import re
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
 import machine
 from config import PRESETS, UserError, did_you_mean
 
+ENLARGED = 2**30  # bytes of a figure that --upscale enlarges, at most; writing it takes about three times that
 SHIPPED = Path(__file__).resolve().parent / "assets" / "textiles.pth"
 
 
@@ -128,6 +131,16 @@ def check_level(flag, value, T, low=1):
     return value
 
 
+def check_upscale(k, size):
+    """Refuse, before the work, to enlarge a figure of `size` bytes k times each way if it would fill the memory."""
+    most = max(1, math.isqrt(ENLARGED // size))
+    if k > most:
+        raise UserError(
+            f"--upscale {k}: the largest figure would have {k * k * size / 2**30:.1f} GiB; "
+            f"use --upscale {most} at most, or draw less"
+        )
+
+
 def writable(flag, path, endings=()):
     """Raise UserError if the file that `flag` names cannot be written, before any work is done.
 
@@ -223,6 +236,8 @@ def run(main, argv=None):
         expected = isinstance(error, (UserError, OSError)) or out_of_memory(error)
         if "--debug" in argv or not expected:
             raise
+        if os.environ.get("RANK", "0") != "0":  # of several processes: what the first is refused, too, it says for all
+            time.sleep(10)  # and ends, whereupon torchrun ends the others
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
 

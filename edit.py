@@ -24,7 +24,6 @@ from diffusion.invert import invert
 from diffusion.samplers import SAMPLERS
 from diffusion.steps import image_noise, last, spaced
 from files import put
-from models.checkpoint import digest
 from painter import Painter
 
 MASKS = ("left", "right", "top", "bottom", "center", "border")
@@ -63,7 +62,7 @@ def parser():
             help="picture of any size (default: real ones, not seen in training)",
         )
         what = "pictures; --image is one" if name == "invert" else "pictures, or variants of --image"
-        s.add_argument("-n", type=cli.whole(1), default=4, help=f"{what} (default 4)")
+        s.add_argument("-n", type=cli.whole(1, outputs.MOST), default=4, help=f"{what} (default 4)")
         s.add_argument("--steps", type=cli.whole(1), metavar="N", help="noise levels (default: the checkpoint's own)")
         s.add_argument("--label", metavar="NAME|NUMBER|none", default="none", help="class (default none)")
         s.add_argument(
@@ -96,7 +95,7 @@ def main(argv):
     sample = replace(config.sample, steps=steps)
     middle, after, facts = COMMANDS[args.command](args, diffusion, denoise, x_0, noise_like, sample)
     settings = {
-        "checkpoint": str(path), "checkpoint_sha256": digest(path), "weights": args.weights,
+        "checkpoint": str(path), "checkpoint_sha256": painter.digest, "weights": args.weights,
         "command": args.command, "image": args.image, "n": len(originals), "steps": steps, "seed": args.seed,
         "label": args.label, "guidance": guidance if y is not None else None, **facts,
     }  # fmt: skip
@@ -145,7 +144,8 @@ def img2img(args, diffusion, denoise, x_0, noise_like, sample):
     stages = SAMPLERS[args.sampler](
         denoise, diffusion.schedule, x, timesteps=timesteps, noise_like=noise_like, **options
     )
-    return x, end_of(stages, len(timesteps)), {"level": level, "sampler": args.sampler, "levels": timesteps}
+    facts = {"level": level, "sampler": args.sampler, "levels": timesteps, **usual}
+    return x, end_of(stages, len(timesteps)), facts
 
 
 def return_trip(args, diffusion, denoise, x_0, noise_like, sample):

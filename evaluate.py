@@ -27,7 +27,6 @@ from measures.distance import ENOUGH, fid, kid, sweep
 from measures.likelihood import bpd, loglik
 from measures.speed import STEPS, speed
 from measures.subject import Subject
-from models import checkpoint
 from outputs import claimed
 from painter import Painter
 
@@ -103,7 +102,7 @@ def parser():
         s = commands.add_parser(name, prog=f"evaluate.py {name}", help=measure.work.__doc__.split("\n")[0])
         cli.add_checkpoint(s)
         least = 1 if name == "speed" else 2
-        s.add_argument("-n", type=cli.whole(least), default=measure.n, help=f"images (default {measure.n:,})")
+        s.add_argument("-n", type=cli.whole(least, 2**24), default=measure.n, help=f"images (default {measure.n:,})")
         s.add_argument("--out", type=cli.place, metavar="DIR", help=f"folder for the figures (default out/{name})")
         for flag, declared in measure.options.items():
             s.add_argument(flag, **declared)
@@ -136,7 +135,7 @@ def subject_of(args, path, group):
 def report(subject, args, protocol, figures):
     """What COMMAND.json holds: the figures, and how they were measured."""
     common = {
-        "checkpoint": str(subject.path), "checkpoint_sha256": checkpoint.digest(subject.path), "step": subject.step,
+        "checkpoint": str(subject.path), "checkpoint_sha256": subject.digest, "step": subject.step,
         "weights": args.weights, "device": str(subject.device), "processes": subject.group.world,
         "torch": torch.__version__, "n": args.n, "seed": args.seed, "batch_size": subject.batch_size,
         **{name: getattr(args, name) for name in ("precision", "compile") if name in args},

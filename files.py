@@ -42,6 +42,19 @@ def replacing(path, flush=True):
         Path(temp).unlink(missing_ok=True)
 
 
+def abandoned(path):
+    """Is this the temporary thing, called *.PID.tmp, of a process that is no more?"""
+    if path.suffix != ".tmp" or os.name == "nt":  # Windows has another meaning for signal 0
+        return False
+    try:
+        os.kill(int(path.name.split(".")[-2]), 0)  # signal 0 does nothing but ask whether the process is there
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):  # another user's process, or not a name of ours
+        pass
+    return False
+
+
 def _reason(error):
     """In the system's words, if it was the system; torch hides them behind an error of its own."""
     cause = error

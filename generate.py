@@ -16,19 +16,16 @@ import machine
 import outputs
 import processes
 import sampling
-from config import UserError
 from dataset import pictures
 from dataset.pixels import to_uint8
 from diffusion.samplers import SAMPLERS
 from files import put
-from models.checkpoint import digest
 from painter import Painter
 
 FRAMES = 40  # of --gif, at most
 WORK = 16  # pictures in one batch by default
 SHOWN = 16  # pictures in the GIF, at most
 GRID = 400  # pictures in grid.png, at most
-ENLARGED = 2**30  # bytes of a figure that --upscale enlarges, at most; writing it takes about three times that
 
 
 def parser():
@@ -38,7 +35,12 @@ def parser():
     for name, sampler in SAMPLERS.items():
         s = commands.add_parser(name, prog=f"generate.py {name}", help=sampler.__doc__.split("\n")[0])
         cli.add_checkpoint(s)
-        s.add_argument("-n", type=cli.whole(1, outputs.MOST), default=16, help="how many pictures (default 16)")
+        s.add_argument(
+            "-n",
+            type=cli.whole(1, outputs.MOST),
+            default=16,
+            help=f"pictures (default 16); grid.png has {GRID} at most",
+        )
         s.add_argument(
             "--batch-size",
             type=cli.whole(1, outputs.MOST),
@@ -60,7 +62,7 @@ def parser():
             help="1 = conditional, 0 = unconditional (default: the checkpoint's own)",
         )
         s.add_argument("--no-clip", action="store_true", help="do not keep x0-hat in [-1, 1]")
-        s.add_argument("--gif", action="store_true", help="animate the denoising")
+        s.add_argument("--gif", action="store_true", help=f"animate the denoising of the first {SHOWN}, of one batch")
         s.add_argument("--strip", action="store_true", help="equally spaced stages, with x0-hat below")
         s.add_argument("--upscale", type=cli.whole(1, 64), default=1, metavar="K", help="each pixel becomes K x K")
         s.add_argument("--out", type=cli.place, metavar="DIR", help="folder for the pictures (default out/SAMPLER)")
@@ -68,16 +70,6 @@ def parser():
         for option, declared in sampling.options_of(name).items():
             s.add_argument(f"--{option.replace('_', '-')}", **declared)
     return p
-
-
-def check_upscale(k, size):
-    """Refuse, before the work, to enlarge a figure of `size` bytes k times each way if it would fill the memory."""
-    most = max(1, math.isqrt(ENLARGED // size))
-    if k > most:
-        raise UserError(
-            f"--upscale {k}: the largest figure would have {k * k * size / 2**30:.1f} GiB; "
-            f"use --upscale {most} at most, fewer pictures, or no --gif"
-        )
 
 
 def main(argv):
@@ -105,7 +97,7 @@ def generate(args, path, group):
     columns = pictures.evenly(1, steps, sampling.STAGES) if args.strip else []
     shown = min(args.n, args.batch_size, SHOWN)
     at_once = max(min(args.n, GRID), shown * len(frames), min(shown, 4) * 2 * len(columns))  # a GIF is made whole
-    check_upscale(args.upscale, at_once * config.data.channels * math.prod(config.data.size))
+    cli.check_upscale(args.upscale, at_once * config.data.channels * math.prod(config.data.size))
 
     out = Path(args.out or Path("out") / args.sampler)
     group.main_only(lambda: outputs.prepare(out, {"sampler": args.sampler, "n": args.n}, names))
@@ -126,7 +118,7 @@ def generate(args, path, group):
     batches = {start: images for share, _ in shares for start, images in share.items()}
     evaluations = max(most for _, most in shares)
     settings = {
-        "checkpoint": str(path), "checkpoint_sha256": digest(path), "step": painter.step,
+        "checkpoint": str(path), "checkpoint_sha256": painter.digest, "step": painter.step,
         "weights": args.weights, "sampler": args.sampler,
         "steps": steps, "evaluations": evaluations, **options, "n": args.n, "seed": args.seed,
         "label": args.label, "guidance": guidance, "batch_size": args.batch_size, "clip": not args.no_clip,

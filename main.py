@@ -241,8 +241,8 @@ def train_run(args, config, state, folder, group):
         if args.dry_run:
             config, folder = shrink(config), Path(held.enter_context(tempfile.TemporaryDirectory()))
         group.main_only(lambda: held.enter_context(locked(folder)))
-        if state is None:  # again, now that nobody else can write: one may have finished meanwhile
-            group.main_only(lambda: check_free(folder))
+        # Once more, now that nobody else can write: another may have been here meanwhile.
+        group.main_only(lambda: check_free(folder) if state is None else resume.refuse_stale(folder, state))
         board = Board(folder / "tensorboard") if args.tensorboard and group.main else None
         trainer = Trainer(config, images, train, val, folder, group, args.precision, args.compile, board)
         if group.main:
@@ -292,6 +292,8 @@ def describe(trainer):
     print(f"device    {trainer.device}, {trainer.precision}, {compiled}{many}")
     epochs = trainer.steps * images / len(trainer.batches.indices)
     print(f"budget    {trainer.steps:,} steps of {images} images = {epochs:,.1f} epochs")
+    if (warmup := trainer.config.train.warmup_steps) >= trainer.steps > 1:
+        print(f"warning: --train.warmup_steps {warmup:,}: it never reaches its learning rate", file=sys.stderr)
 
 
 def dry_sample(config, folder, device):

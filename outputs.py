@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from config import UserError
-from files import put, replacing
+from files import abandoned, put, replacing
 
 CLAIMS = ".written"  # names of the files in this folder that measures and lessons may replace
 MOST = 100_000  # pictures: their names have five digits
@@ -87,9 +87,9 @@ def replaced(out, settings, names):
     At every moment the settings cover what lies in `out`: should this be killed, the next call knows what to clear.
     """
     found = made(out, names)
-    for left in out.glob(".results.*.tmp") if found else ():  # by a process that was killed while writing
+    for left in filter(abandoned, out.glob(".results.*.tmp") if found else ()):  # of one that was killed while writing
         shutil.rmtree(left, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(dir=out, prefix=".results.", suffix=".tmp"))
+    new = Path(tempfile.mkdtemp(dir=out, prefix=".results.", suffix=f".{os.getpid()}.tmp"))
     try:
         yield new
         put(new / "settings.json", Path.write_text, json.dumps(settings, indent=2) + "\n")

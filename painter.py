@@ -20,7 +20,8 @@ from models import checkpoint
 class Painter:
     """model: a network, ready to sample.  classes: the names of its labels, maybe none.  step: how long it was trained.
 
-    path: the checkpoint, for messages.  weights: which of its two networks, "ema" | "raw".  seed: of all noise.
+    path: the checkpoint, for messages; digest: SHA-256 of what it held.  weights: which of its two networks, "ema" |
+    "raw".  seed: of all noise.
     """
 
     model: torch.nn.Module
@@ -32,15 +33,18 @@ class Painter:
     step: int = 0
     weights: str = "ema"
     seed: int = 0
+    digest: str = ""
 
     @classmethod
     def open(cls, path, device="cpu", weights="ema", seed=0, compiled=False):
         """The painter of a checkpoint.  Raises UserError, naming the file, if it is not one."""
         model, config, state = checkpoint.load_model(path, device, weights)
+        digest = checkpoint.digest(path)  # now: a training may replace the file while pictures are drawn
         names = state["classes"] or [str(i) for i in range(config.model.num_classes)]
         model = torch.compile(model) if compiled else model
         diffusion = variants.from_config(config.diffusion).to(device)
-        return cls(model, config, diffusion, tuple(names), torch.device(device), path, state["step"], weights, seed)
+        step, device = state["step"], torch.device(device)
+        return cls(model, config, diffusion, tuple(names), device, path, step, weights, seed, digest)
 
     @property
     def origin(self):
@@ -72,9 +76,10 @@ class Painter:
             return self.classes.index(text)
         if text.isdecimal() and int(text) < len(self.classes):
             return int(text)
-        names = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes))
-        hint = did_you_mean(text, self.classes)
-        raise UserError(f"{self.path}: --label {text}: unknown{hint}; there are 0 to {len(self.classes) - 1}: {names}")
+        names = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:20]))
+        more = ", ..." if len(self.classes) > 20 else ""
+        known = f"there are 0 to {len(self.classes) - 1}: {names}{more}"
+        raise UserError(f"{self.path}: --label {text}: unknown{did_you_mean(text, self.classes)}; {known}")
 
     def labels(self, text, numbers):
         """(B,) labels of the pictures with these numbers, or None for none.  text: as in `find_label`."""

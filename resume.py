@@ -23,15 +23,29 @@ FREE = ("model.grad_checkpoint",)  # but not these: they change the memory that 
 def found(folder):
     """(config, state) of the run in this folder, for `go_on`.  Raises UserError if there is none that is whole."""
     last, best = folder / "last.pth", folder / "best.pth"
+    before = stamp(folder)
     rest = f"; {best} can still draw" if best.exists() else ""
     if not last.exists():
         if rest:
             raise UserError(f"nothing to resume: {last} is gone{rest}; start a new run with --out DIR")
         raise UserError(f"nothing to resume: there is no {last}; start without --resume")
     try:
-        return checkpoint.load(last)
+        config, state = checkpoint.load(last)
+        return config, {**state, "stamp": before}
     except UserError as error:
         raise UserError(f"{error}: it cannot go on; start a new run with --out DIR{rest}") from None
+
+
+def stamp(folder):
+    """Another number whenever last.pth was written anew; None if it is not there."""
+    last = folder / "last.pth"
+    return last.stat().st_mtime_ns if last.exists() else None
+
+
+def refuse_stale(folder, state):
+    """Raise UserError if another process has gone on with the run since `found` read it."""
+    if stamp(folder) != state["stamp"]:
+        raise UserError(f"{folder}: another process has gone on with this run meanwhile; start again with --resume")
 
 
 def refuse_changes(config, values, preset, folder):
@@ -119,6 +133,6 @@ def refuse_other_data(trainer, state, path):
         raise UserError(f"the data has changed: other pictures than when {path} was saved; {cure}")
     if (before := state["classes"]) != trainer.classes:  # a folder renamed: the labels would mean other things
         raise UserError(
-            f"the data has changed: classes {', '.join(trainer.classes)}; they were {', '.join(before)} "
+            f"the data has changed: classes {', '.join(trainer.classes) or 'none'}; they were {', '.join(before)} "
             f"when {path} was saved; {cure}"
         )

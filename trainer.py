@@ -10,6 +10,7 @@ Letters: B batch, C channels, H height, W width.
 import contextlib
 import json
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -297,14 +298,22 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self):
-        """The first Ctrl-C or SIGTERM asks to stop at the next whole state; a second one stops at once."""
+        """The first Ctrl-C, SIGTERM or SIGHUP asks to stop at the next whole state; a second one stops at once."""
 
         def ask(number, frame):
-            if self.stop:
+            if number == hangup:  # the terminal is gone, and whatever is written to it would fail
+                for stream in terminals:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            elif self.stop:
                 raise KeyboardInterrupt
             self.stop = True
 
-        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        heard = [signal.SIGINT, signal.SIGTERM]
+        if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
+            heard.append(hangup)
+        old = {s: signal.signal(s, ask) for s in heard}
         try:
             yield
         finally:

@@ -78,8 +78,10 @@ def plot(path, rows):
     for panel, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
         for key, label in curves.items():
             panel.plot(steps, [r.get(key, math.nan) for r in rows], marker="o", markersize=3, label=label)
-        panel.set(title=title, xlabel="optimiser step", yscale="log")
-        panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        panel.set(title=title, xlabel="optimiser step")
+        if all(r.get(key, 1) > 0 for key in curves for r in rows):  # a kernel distance, being unbiased, may not be
+            panel.set_yscale("log")
+            panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
         panel.yaxis.set_major_formatter("{x:.4g}")
         panel.grid(alpha=0.3)
         panel.locator_params(axis="x", nbins=6)

@@ -223,7 +223,7 @@ def plot(found, path):
 def main(argv):
     p = cli.Parser(prog="scale.py", description=__doc__.split("\n")[0])
     p.add_argument("--device", default="cpu", metavar="NAME", help="auto, cpu, cuda or cuda:N (default cpu)")
-    p.add_argument("--plot", default=str(ROOT / "assets" / "scale.png"), help="the plot (default assets/scale.png)")
+    p.add_argument("--plot", default="scale.png", help="the plot (default scale.png)")
     p.add_argument("--only", metavar="TITLE", help="only the tables whose title begins like this; draws no plot")
     p.add_argument("--estimate", action="store_true", help="only the estimate for ImageNet-64 on many GPUs, on paper")
     p.add_argument("--worker", help=argparse.SUPPRESS)

@@ -26,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from config import UserError
+from files import abandoned
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif")
 UNREAD = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2")  # pictures too: they are listed as skipped
@@ -257,7 +258,7 @@ def read_listed(root, files, seen, open_file, size, channels, cache) -> Decoded:
         with _atomic(facts_path) as out:
             out.write(json.dumps(facts).encode())
         for old in cache.glob(f"{family}-*"):
-            if not old.name.startswith(stem) or _abandoned(old):
+            if not old.name.startswith(stem) or abandoned(old):
                 with suppress(OSError):  # another run may have it open, or be removing it too
                     old.unlink()
         return np.load(pixels_path, mmap_mode="r"), labels, classes, skipped
@@ -294,19 +295,6 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _abandoned(path: Path) -> bool:
-    """Is this the temporary file of a process that is no more?"""
-    if path.suffix != ".tmp" or os.name == "nt":  # Windows has another meaning for signal 0
-        return False
-    try:
-        os.kill(int(path.name.split(".")[-2]), 0)  # signal 0 does nothing but ask whether the process is there
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, OverflowError):  # another user's process, or not a name of ours
-        pass
-    return False
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

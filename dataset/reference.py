@@ -57,5 +57,7 @@ def open_picture(path, size, channels):
         if error.filename:
             raise UserError(f"{path}: {error.strerror}") from None
         raise UserError(f"{path}: not a readable image (PNG, JPEG, WebP, BMP or GIF)") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: too many pixels; scale it down") from None
     except Exception:  # broken files raise nearly anything
         raise UserError(f"{path}: not a readable image (PNG, JPEG, WebP, BMP or GIF)") from None

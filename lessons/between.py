@@ -3,8 +3,11 @@
 Read first: walks.py, whose walks these are.
 """
 
+import math
+
 import torch
 
+import cli
 from config import UserError
 from dataset import pictures
 from diffusion.samplers import ddim
@@ -59,6 +62,7 @@ def morph(lab, seeds=(0, 1), frames=40, n=4, along="slerp", steps=None, label=No
         raise UserError(f"--seeds {','.join(map(str, seeds))}: a morph needs two seeds or more, like --seeds 0,1")
     numbers = range(n)
     y = lab.labels(label, numbers)
+    cli.check_upscale(upscale, frames * n * math.prod((lab.config.data.channels, *lab.config.data.size)))
     stages = path([lab.begin(numbers, seed)[0] for seed in seeds], frames, PATHS[along])
     flat, labels = torch.cat(stages), None if y is None else y.repeat(frames)
     done = []

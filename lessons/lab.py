@@ -73,7 +73,7 @@ class Lab(Painter):
         """Held-out image `number`, which came with `flag`, as a batch of one: (1, C, H, W) in [-1, 1]."""
         val = self.photos(data).val
         if number >= len(val):
-            raise UserError(f"{flag} {number}: there are {len(val)} held-out pictures, numbered from 0")
+            raise UserError(f"{flag} {number}: unknown; held-out pictures: {len(val)}, numbered from 0")
         return from_uint8(val[number : number + 1]).to(self.device)
 
 

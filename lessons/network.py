@@ -45,7 +45,7 @@ def attention(lab, layer=None, level=None, places=4, steps=None, label=None, gui
     layer = layer or next((name for name in known if name.startswith("decoder")), next(iter(known)))
     if layer not in known:
         raise UserError(f"--layer {layer}: unknown; this network has {', '.join(known)}")
-    level = round(0.3 * lab.T) if level is None else level
+    level = max(1, round(0.3 * lab.T)) if level is None else level
     cli.check_level("--level", level, lab.T)
     y = lab.labels(label, [0])
     x, _ = lab.begin([0])

@@ -356,7 +356,13 @@ def test_a_defect_of_ours_is_not_hidden():
         cli.run(broken, [])
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)  # fmt: skip
 def test_out_of_memory_says_what_to_turn_down(capsys, error):
     def hungry(argv):
         raise error
@@ -367,6 +373,15 @@ def test_out_of_memory_says_what_to_turn_down(capsys, error):
 
 
 # ---------------------------------------------------------------- cli
+
+
+def test_what_only_another_than_the_first_process_is_refused_is_said_in_the_end(monkeypatch, capsys):
+    """By then the first, had it been refused it too, would have said so, and torchrun ended us."""
+    heard = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: heard.append((seconds, capsys.readouterr().err)))
+    assert cli.run(lambda argv: Path("none").read_text(), []) == 2
+    assert heard == [(10, "")] and "none: No such file" in capsys.readouterr().err
 
 
 def test_warnings_and_mistakes_are_one_plain_line_each_and_leave_stdout_to_the_results(capsys):
@@ -609,7 +624,7 @@ def test_n_pictures_have_n_names():
 def test_a_film_is_as_large_as_its_first_batch(program, run_folder, monkeypatch):
     """So much is asked whether --upscale would fill the memory: ten frames of two pictures, or of eight."""
     asked = []
-    monkeypatch.setattr(generate, "check_upscale", lambda k, size: asked.append(size))
+    monkeypatch.setattr(cli, "check_upscale", lambda k, size: asked.append(size))
     for batch in (2, 8):
         flags = ("-n", 8, "--batch-size", batch, "--steps", 9, "--gif", "--out", f"o{batch}")
         assert program("generate", "ddim", "--ckpt", run_folder, *flags)[0] == 0
@@ -793,11 +808,11 @@ def test_an_upscale_that_would_fill_the_memory_is_refused_before_the_work(progra
     assert err.count("\n") == 1 and "--upscale 64: the largest figure would have 1.9 GiB; use --upscale 46 at" in err
     assert program(*command, "-n", 1)[0] == 0
     assert pixels("out/ddim/grid.png").shape[0] == 1024 + 2 * 2
-    monkeypatch.setattr(generate, "ENLARGED", 4 * 8 * 2 * 768 * 3**2)  # a strip of four pictures, eight stages, twice
+    monkeypatch.setattr(cli, "ENLARGED", 4 * 8 * 2 * 768 * 3**2)  # a strip of four pictures, eight stages, twice
     few = ("generate", "ddim", "--ckpt", run_folder, "-n", 5, "--steps", 9, "--strip", "--upscale")
     assert program(*few, 3)[0] == 0
     assert program(*few, 4)[0] == 2
-    monkeypatch.setattr(generate, "ENLARGED", 1)
+    monkeypatch.setattr(cli, "ENLARGED", 1)
     assert program(*few, 1)[0] == 0  # what is not enlarged is never refused
 
 

@@ -1,8 +1,10 @@
 """Nothing is lost: each fault is injected for real, and costs at most one line.  docs/reliability.md lists them all."""
 
 import errno
+import json
 import math
 import os
+import pty
 import random
 import re
 import resource
@@ -12,6 +14,7 @@ import sys
 import time
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from diffusion import samplers
 from models import checkpoint
 from models.unet import UNet
 from outputs import replaced
+from painter import Painter
 from trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -353,7 +357,49 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_overwritten(progra
     assert checkpoint.load(tmp_path / "run/last.pth")[1]["step"] == 8
 
 
+def test_a_run_that_another_process_resumed_meanwhile_is_not_set_back(program, tmp_path, monkeypatch):
+    import main
+
+    assert program("main", *SMOKE, "--out", "run", "--train.steps", 4)[0] == 0
+    real = main.sources.load
+
+    def load(*args, **options):
+        monkeypatch.setattr(main.sources, "load", real)
+        assert main.main(["--resume", "--out", "run", "--train.steps", "8"]) == 0  # the other process
+        return real(*args, **options)
+
+    monkeypatch.setattr(main.sources, "load", load)
+    code, _, err = program("main", "--resume", "--out", "run", "--train.steps", 6)
+    assert code == 2
+    one_line(err, "another process has gone on")
+    assert checkpoint.load(tmp_path / "run/last.pth")[1]["step"] == 8
+
+
 # ---------------------------------------------------------------- interrupt
+
+
+def test_a_terminal_that_is_closed_costs_nothing(tmp_path):
+    """Whatever is written to it afterwards would fail."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        flags = ("--train.steps", "100000", "--train.eval_every", "50", "--device", "cpu", "--out", str(tmp_path))
+        os.execv(sys.executable, [sys.executable, str(ROOT / "main.py"), *SMOKE, *flags])
+    said = b""
+    while b"val " not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert checkpoint.load(tmp_path / "last.pth")[1]["step"] > 50
+
+
+def test_a_training_that_is_to_outlive_its_terminal_does():
+    """As under nohup, which ignores the signal for it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Trainer._signals(SimpleNamespace(stop=False)):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_ctrl_c_while_generating_keeps_the_pictures_of_the_last_call(program, run_folder, tmp_path, monkeypatch):
@@ -446,17 +492,42 @@ def test_stopped_while_pictures_are_moved_into_place_the_next_call_still_knows_w
 def test_what_a_call_that_was_killed_while_writing_has_left_the_next_one_clears(program, run_folder, tmp_path):
     flags = ("generate", "ddim", "--ckpt", run_folder, "-n", 1, "--steps", 1)
     assert program(*flags)[0] == 0
-    for name in (".results.abc.tmp", ".mine.tmp"):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    writing = f".results.abc.{os.getpid()}.tmp"  # by a process that lives
+    for name in (f".results.abc.{dead.pid}.tmp", writing, ".mine.tmp"):
         (tmp_path / "out/ddim" / name).mkdir()
         (tmp_path / "out/ddim" / name / "00000.png").write_text("half")
     assert program(*flags)[0] == 0
     left = sorted(p.name for p in (tmp_path / "out/ddim").iterdir())
-    assert left == [".mine.tmp", "00000.png", "grid.png", "settings.json"]
+    assert left == [".mine.tmp", writing, "00000.png", "grid.png", "settings.json"]
 
 
 def test_results_are_written_on_the_disk_of_their_folder_under_a_name_that_the_next_call_knows(tmp_path):
     with replaced(tmp_path, {}, set) as new:
-        assert new.parent == tmp_path and new.match(".results.*.tmp")
+        assert new.parent == tmp_path and new.match(f".results.*.{os.getpid()}.tmp")
+
+
+@pytest.mark.parametrize("command", [("generate", "ddim"), ("edit", "img2img"), ("evaluate", "speed")])
+def test_a_checkpoint_that_is_replaced_while_pictures_are_drawn_costs_nothing(
+    program, run_folder, tmp_path, monkeypatch, command
+):
+    """A training does that; what is noted is the one that drew them."""
+    real, path = Painter.open, tmp_path / "one.pth"
+    path.write_bytes((run_folder / "best.pth").read_bytes())
+    digest = checkpoint.digest(path)
+
+    def open_(*args, **options):
+        painter = real(*args, **options)
+        path.unlink()
+        return painter
+
+    monkeypatch.setattr(Painter, "open", open_)
+    flags = ("--samplers", "ddim") if command[0] == "evaluate" else ()
+    code, _, err = program(*command, "--ckpt", path, "-n", 1, "--steps", 2, "--out", "o", *flags)
+    assert code == 0, err
+    noted = json.loads((tmp_path / "o" / ("speed.json" if flags else "settings.json")).read_text())
+    assert noted.get("protocol", noted)["checkpoint_sha256"] == digest
 
 
 def test_at_no_moment_a_folder_of_pictures_is_without_its_settings(program, run_folder, monkeypatch):

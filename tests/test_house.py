@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 TOLD = {"my_sampler.py", "my_program.py"}  # the exercises have the reader save them beside generate.py
 SOURCES = sorted(  # not what else lies about in a clone: a .venv, data, a folder of one's own
@@ -179,7 +181,7 @@ def test_the_mathematics_is_explained_beside_the_code():
 # ---------------------------------------------------------------- commands
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-COMMAND = r"(?:python|torchrun \S+) (?:main|generate|explore|evaluate|edit)\.py"
+COMMAND = r"(?:python|torchrun \S+) (?:main|generate|explore|evaluate|edit|minimal|benchmarks/\w+)\.py"
 
 
 def shown(path):
@@ -199,8 +201,15 @@ def parsed(command):
     """(program, its arguments) of a command."""
     words = [word for word in shlex.split(command) if word not in ("...", "--help")]
     program, *argv = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
-    module = importlib.import_module(program.removesuffix(".py"))
-    return module, module.parser().parse_args(argv)
+    module = importlib.import_module(program.removesuffix(".py").replace("/", "."))
+    if hasattr(module, "parser"):
+        return module, module.parser().parse_args(argv)
+    with pytest.MonkeyPatch.context() as patch:  # a benchmark: as far as its command line goes
+        real, found = cli.Parser.parse_args, []
+        patch.setattr(cli.Parser, "parse_args", lambda *a: found.append(real(*a)) or sys.exit())
+        with pytest.raises(SystemExit):
+            module.main(argv)
+    return module, found[0]
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))

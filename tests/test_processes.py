@@ -149,6 +149,8 @@ def test_what_is_for_the_first_process_only_is_done_by_no_other(monkeypatch):
         (["main.py", *FLAGS, "--data", "nowhere"], "nowhere"),
         (["main.py", *FLAGS, "--out", "taken"], "cannot write in taken"),
         (["generate.py", "ddim", "--device", "cpu", "--out", "taken/x"], "cannot write in taken/x"),
+        (["generate.py", "ddim", "--device", "cpu", "--ckpt", "none.pth"], "none.pth"),  # each process sees it
+        (["main.py", "--train.lrr", "3"], "--train.lr"),
     ],
 )
 def test_a_mistake_is_one_line_of_one_process(tmp_path, argv, said):

@@ -1054,6 +1054,20 @@ def test_one_picture_that_was_exchanged_is_noticed():
         resume.refuse_other_data(t, state, "last.pth")
 
 
+def test_the_bar_shows_the_mean_loss_and_where_it_is_and_only_that_of_the_first_process(monkeypatch):
+    t, said = small(), []
+    t.step = 3
+    t.sums.copy_(torch.tensor([6.0, 0.0, 4.0]))
+    t._start_clock()
+    t._look(SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text)))
+    assert said[0].startswith("loss 1.5000, ")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with t._bar() as bar:
+        assert (bar.n, bar.total, bar.disable) == (3, t.steps, False)
+    t.group = replace(t.group, rank=1)
+    assert t._bar().disable
+
+
 def test_after_a_training_signals_do_again_what_they_did_before():
     before, mine = signal.getsignal(signal.SIGTERM), lambda *_: None
     signal.signal(signal.SIGTERM, mine)
