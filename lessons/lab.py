@@ -73,7 +73,8 @@ class Lab(Painter):
         """Held-out image `number`, which came with `flag`, as a batch of one: (1, C, H, W) in [-1, 1]."""
         val = self.photos(data).val
         if number >= len(val):
-            raise UserError(f"{flag} {number}: unknown; held-out pictures: {len(val)}, numbered from 0")
+            there = "is 1 held-out picture" if len(val) == 1 else f"are {len(val)} held-out pictures"
+            raise UserError(f"{flag} {number}: there {there}, numbered from 0")
         return from_uint8(val[number : number + 1]).to(self.device)
 
 

@@ -816,6 +816,21 @@ def test_an_upscale_that_would_fill_the_memory_is_refused_before_the_work(progra
     assert program(*few, 1)[0] == 0  # what is not enlarged is never refused
 
 
+def test_a_film_that_would_fill_the_memory_is_refused_before_the_work(program, run_folder, monkeypatch):
+    morph = ("explore", "morph", "--ckpt", run_folder, "-n", 2, "--frames", 3, "--steps", 1, "--upscale", 4)
+    monkeypatch.setattr(cli, "ENLARGED", 3 * 2 * 768 * 4**2)
+    assert program(*morph)[0] == 0
+    monkeypatch.setattr(cli, "ENLARGED", 3 * 2 * 768 * 4**2 - 1)
+    code, _, err = program(*morph)
+    assert code == 2 and "--upscale 4: the largest figure would have" in err and "use --upscale 3 at most" in err
+
+
+@pytest.mark.parametrize("command", ["edit inpaint", "edit invert", "evaluate bpd", "evaluate fid", "generate ddim"])
+def test_more_pictures_than_any_disk_holds_are_refused(program, run_folder, command):
+    code, _, err = program(*command.split(), "--ckpt", run_folder, "-n", "9" * 20)
+    assert code == 2 and "argument -n: '99999999999999999999' is not a whole number from" in err
+
+
 def test_gif_and_strip(program, run_folder):
     assert program("generate", "ddim", "--ckpt", run_folder, "-n", 6, "--steps", 12, "--gif", "--strip")[0] == 0
     with Image.open("out/ddim/denoising.gif") as gif:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import edit
+import sampling
 from config import UserError, override
 from dataset import pictures, reference
 from dataset.pixels import from_uint8, to_uint8
@@ -302,7 +303,8 @@ def test_img2img_works_without_an_image(program, run_folder, sampler):
     code, _, err = program("edit", "img2img", "--ckpt", run_folder, "--level", 20, "--sampler", sampler, "-n", 2)
     assert code == 0, err
     assert len(list(Path("out/img2img").glob("0*.png"))) == 2
-    assert json.loads(Path("out/img2img/settings.json").read_text())["levels"][0] == 20
+    settings = json.loads(Path("out/img2img/settings.json").read_text())
+    assert settings["levels"][0] == 20 and settings.items() >= sampling.defaults(sampler, 0.0).items()
 
 
 def test_invert_reports_the_error_against_steps(program, run_folder):

@@ -969,7 +969,7 @@ def test_a_sweep_of_more_images_than_were_held_out_has_none_that_are_unseen(prog
         (("fid", "--features", "random", "--weights-file", "x"), ("have no weights",)),
         (("fid", "--features", "random", "--data", "nowhere"), ("nowhere",)),
         (("kid", "--features", "random", "--steps", "51"), ("--steps 51", "1 to 50")),
-        (("kid", "--features", "random", "-n", "1"), ("at least 2",)),
+        (("kid", "--features", "random", "-n", "1"), ("-n: '1'", "from 2 to")),
         (("kid", "--features", "random", "--eta", "99", "--steps", "3"), ("--eta 99",)),
         (("sweep", "--samplers", "ddpm,euler"), ("argument --samplers: 'euler' is not one of ddpm, ddim,",)),
         (("speed", "--steps", "5,x"), ("argument --steps: 'x' is not a whole number of at least 1",)),

@@ -33,6 +33,10 @@ def test_every_preset_is_described():
     assert {row[0] for row in ROWS} == set(PRESETS) - {"textiles", "smoke"}
 
 
+def test_what_a_preset_is_and_where_its_data_is_from_is_written_as_it_is_printed():
+    assert [row for name, about in ABOUT.items() if (row := f"| `{name}` | {about} |") not in TEXT.splitlines()] == []
+
+
 def test_the_shipped_checkpoint_is_of_the_default_run():
     config, state = checkpoint.load(cli.SHIPPED)
     assert config == PRESETS[main.DEFAULT] and state["step"] == config.train.steps

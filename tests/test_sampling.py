@@ -153,6 +153,15 @@ def test_a_class_called_by_a_number_comes_before_the_number():
     assert painter("1", "0").find_label("1") == 0 and painter("a", "b").find_label("1") == 1
 
 
+def test_of_a_thousand_classes_a_wrong_label_names_the_first_and_the_nearest():
+    painter = Painter(None, PRESETS["smoke"], None, tuple(f"class{i}" for i in range(1000)), "cpu")
+    with pytest.raises(
+        UserError, match=r"--label class99x: unknown \(did you mean class99\d*\?\); there are 0 to 999"
+    ) as e:
+        painter.find_label("class99x")
+    assert str(e.value).endswith("19 class19, ...")
+
+
 def test_pictures_without_a_label_are_drawn_without_guidance():
     guided = Painter(None, override(PRESETS["smoke"], {"sample.guidance": 3.0}), None, ("a",), torch.device("cpu"))
     assert guided.usual_guidance(None, labelled=True) == 3.0 and guided.usual_guidance(0.0, labelled=True) == 0.0

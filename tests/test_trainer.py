@@ -1063,9 +1063,27 @@ def test_the_bar_shows_the_mean_loss_and_where_it_is_and_only_that_of_the_first_
     assert said[0].startswith("loss 1.5000, ")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with t._bar() as bar:
-        assert (bar.n, bar.total, bar.disable) == (3, t.steps, False)
+        assert (bar.n, bar.total) == (3, t.steps) and not bar.disable
     t.group = replace(t.group, rank=1)
     assert t._bar().disable
+
+
+def test_a_distance_that_is_not_positive_is_drawn_too(monkeypatch, tmp_path):
+    """The kernel distance is unbiased: of two sets that are alike it is as often below 0."""
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+    row = dict.fromkeys(views.COLUMNS, 1.0)
+    views.plot(tmp_path / "loss.png", [{**row, "step": 1, "kid": 0.1}, {**row, "step": 2, "kid": -0.1}])
+    views.plot(tmp_path / "loss.png", [{**row, "step": 1, "kid": 0.1}, {**row, "step": 2, "kid": 0.2}])
+    assert [[panel.get_yscale() for panel in figure.axes] for figure in kept] == [
+        ["log", "log", "linear"], ["log", "log", "log"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "said"), [(5, True), (6, False)])
+def test_a_warm_up_that_takes_all_steps_is_warned_of(program, steps, said):
+    code, _, err = program("main", *SMOKE, "--train.warmup_steps", 5, "--train.steps", steps)
+    assert code == 0 and ("--train.warmup_steps 5: it never reaches its learning rate" in err) == said
 
 
 def test_after_a_training_signals_do_again_what_they_did_before():
