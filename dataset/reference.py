@@ -1,7 +1,8 @@
 """Which real pictures is a model compared with, or asked to edit?
 
 By default those of its own data source.  A model must not have seen what it is tested on: `unseen` gives the held-out
-images, and textiles, which are drawn, new ones.  Read first: sources.py.
+images, and textiles, which are drawn, new ones.  Which ones were held out follows from the number of images and the
+seed: only while the data is what it was in training are they those.  Read first: sources.py.
 """
 
 import io

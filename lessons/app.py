@@ -97,8 +97,10 @@ class App(ThreadingHTTPServer):
         if name not in self.checkpoints:
             raise UserError(f"checkpoint: there is no {name[:80]!r}; there are {', '.join(self.checkpoints)}")
         with self.lock:
-            if self.loaded[0] != name:
-                self.loaded = (name, Lab.open(self.checkpoints[name], self.device, self.weights, self.seed))
+            path = Path(self.checkpoints[name])
+            version = path, path.stat().st_mtime_ns if path.exists() else None  # a training replaces it now and then
+            if self.loaded[0] != version:
+                self.loaded = (version, Lab.open(path, self.device, self.weights, self.seed))
             return self.loaded[1]
 
     def about(self, p):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import threading
@@ -67,6 +68,20 @@ def test_the_page_needs_nothing_from_elsewhere(app):
     status, kind, body = get(app, "/")
     assert status == 200 and kind.startswith("text/html")
     assert b"http://" not in body and b"https://" not in body and b"//cdn" not in body
+
+
+def test_a_checkpoint_that_its_training_has_replaced_is_read_anew(run_folder, lively, tmp_path):
+    path = tmp_path / "best.pth"
+    path.write_bytes((run_folder / "best.pth").read_bytes())
+    server = App({"one": path})
+    try:
+        first = server.lab("one")
+        assert server.lab("one") is first and first.config.sample.guidance == 1.0
+        path.write_bytes(lively.read_bytes())
+        os.utime(path, ns=(1, 1))
+        assert server.lab("one").config.sample.guidance == 3.0
+    finally:
+        server.server_close()
 
 
 def test_about_says_what_the_checkpoint_can_do(app):
