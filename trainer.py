@@ -8,6 +8,7 @@ Letters: B batch, C channels, H height, W width.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -265,7 +266,11 @@ class Trainer:
                         self._look(bar)
                     if self.group.world == 1 or self.step % READ_EVERY == 0:
                         self.check_stop(everyone=True)
-            except Interrupted:
+            except (Interrupted, OSError) as error:
+                if isinstance(error, OSError):
+                    if error.errno != errno.EIO:
+                        raise
+                    self._hang_up()  # a terminal that is gone may be noticed by what cannot be written to it
                 if self.group.main:
                     self.save()
                 raise KeyboardInterrupt from None
@@ -301,14 +306,13 @@ class Trainer:
         """The first Ctrl-C, SIGTERM or SIGHUP asks to stop at the next whole state; a second one stops at once."""
 
         def ask(number, frame):
-            if number == hangup:  # the terminal is gone, and whatever is written to it would fail
-                for stream in terminals:
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            if number == hangup:
+                self._hang_up()
             elif self.stop:
                 raise KeyboardInterrupt
             self.stop = True
 
-        terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        self.terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none
         heard = [signal.SIGINT, signal.SIGTERM]
         if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
@@ -319,6 +323,11 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+    def _hang_up(self):
+        """The terminal is gone, and whatever is written to it would fail: write it nowhere."""
+        for stream in self.terminals:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
     def check_stop(self, everyone=False):
         """Raise Interrupted if a signal came; with several processes only where `everyone` asks together."""

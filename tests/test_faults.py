@@ -394,6 +394,19 @@ def test_a_terminal_that_is_closed_costs_nothing(tmp_path):
     assert checkpoint.load(tmp_path / "last.pth")[1]["step"] > 50
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 130), (errno.ENOSPC, 2)])
+def test_a_terminal_that_is_gone_may_be_noticed_before_its_signal_comes(program, tmp_path, monkeypatch, number, code):
+    def report(self, bar, row, best):
+        raise OSError(number, os.strerror(number))
+
+    silenced = []
+    monkeypatch.setattr(Trainer, "_report", report)
+    monkeypatch.setattr(Trainer, "_hang_up", silenced.append)
+    found, _, err = program("main", *SMOKE)
+    assert found == code and len(silenced) == (code == 130)
+    assert checkpoint.load(tmp_path / "ckpt/smoke/last.pth")[1]["step"] > 0 and "Traceback" not in err
+
+
 def test_a_training_that_is_to_outlive_its_terminal_does():
     """As under nohup, which ignores the signal for it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
