@@ -401,7 +401,7 @@ def test_a_terminal_that_is_gone_may_be_noticed_before_its_signal_comes(program,
 
     silenced = []
     monkeypatch.setattr(Trainer, "_report", report)
-    monkeypatch.setattr(Trainer, "_hang_up", silenced.append)
+    monkeypatch.setattr(Trainer, "_hang_up", lambda self: silenced.append(self))
     found, _, err = program("main", *SMOKE)
     assert found == code and len(silenced) == (code == 130)
     assert checkpoint.load(tmp_path / "ckpt/smoke/last.pth")[1]["step"] > 0 and "Traceback" not in err
