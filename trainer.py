@@ -195,7 +195,7 @@ class Trainer:
     def evaluate(self):
         """Validate, sample, write the metrics, and save; best.pth too if the validation loss is the lowest so far."""
         sums = self.group.sum(self.sums[:1]) / self.group.world  # each process saw its share of the loss
-        count = max(1.0, self.sums[2].item())
+        count = self.sums[2].item() or math.nan  # of no step at all there is no mean
         seconds = time.perf_counter() - self.clock
         c = self.config.train
         row = {
@@ -285,7 +285,7 @@ class Trainer:
         images = (self.step - self.clock_step) * self.config.train.images_a_step
         speed = images / (time.perf_counter() - self.clock)
         lr = self.optimizer.param_groups[0]["lr"]
-        bar.set_postfix_str(f"loss {loss / max(1.0, count):.4f}, lr {lr:.1e}, {speed:,.0f} images/s", refresh=False)
+        bar.set_postfix_str(f"loss {loss / (count or math.nan):.4f}, lr {lr:.1e}, {speed:,.0f} images/s", refresh=False)
         if self.streak.item() >= self.config.train.max_skips:
             raise UserError(
                 f"{int(self.streak.item())} steps in a row had a gradient that is not finite; {self._last_good()}; "

@@ -79,7 +79,7 @@ def plot(path, rows):
         for key, label in curves.items():
             panel.plot(steps, [r.get(key, math.nan) for r in rows], marker="o", markersize=3, label=label)
         panel.set(title=title, xlabel="optimiser step")
-        if all(r.get(key, 1) > 0 for key in curves for r in rows):  # a kernel distance, being unbiased, may not be
+        if not any(r.get(key, 1) <= 0 for key in curves for r in rows):  # as an unbiased kernel distance may be
             panel.set_yscale("log")
             panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
         panel.yaxis.set_major_formatter("{x:.4g}")

@@ -835,6 +835,16 @@ def test_one_poisoned_batch_is_skipped_and_counted(monkeypatch, value):
     assert all(torch.isfinite(v).all() for v in last(t.folder)["model"].values())
 
 
+def test_a_row_whose_steps_were_all_skipped_has_no_training_loss(monkeypatch):
+    poison(monkeypatch, lambda k: k >= 4)
+    t = small(**{"train.steps": 8, "train.eval_every": 4})
+    t.fit()
+    good, bad = t.rows
+    assert good["train_loss"] > 0 and good["grad_norm"] > 0 and bad["skipped"] == 4
+    assert math.isnan(bad["train_loss"]) and math.isnan(bad["grad_norm"])  # 0 would be perfection
+    assert bad["val_loss"] == good["val_loss"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_gradient_that_is_infinite_and_no_nan_is_skipped_too(precision):
     t = small(precision=precision)
@@ -1061,6 +1071,9 @@ def test_the_bar_shows_the_mean_loss_and_where_it_is_and_only_that_of_the_first_
     t._start_clock()
     t._look(SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text)))
     assert said[0].startswith("loss 1.5000, ")
+    t.sums.zero_()
+    t._look(SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text)))
+    assert said[1].startswith("loss nan, ")  # no step since: all were skipped
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with t._bar() as bar:
         assert (bar.n, bar.total) == (3, t.steps) and not bar.disable
@@ -1072,7 +1085,7 @@ def test_a_distance_that_is_not_positive_is_drawn_too(monkeypatch, tmp_path):
     """The kernel distance is unbiased: of two sets that are alike it is as often below 0."""
     kept = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
-    row = dict.fromkeys(views.COLUMNS, 1.0)
+    row = dict.fromkeys(views.COLUMNS, 1.0) | {"train_loss": math.nan}  # which is no reason for another scale
     views.plot(tmp_path / "loss.png", [{**row, "step": 1, "kid": 0.1}, {**row, "step": 2, "kid": -0.1}])
     views.plot(tmp_path / "loss.png", [{**row, "step": 1, "kid": 0.1}, {**row, "step": 2, "kid": 0.2}])
     assert [[panel.get_yscale() for panel in figure.axes] for figure in kept] == [
