@@ -75,13 +75,15 @@ def data_url(images):
 class App(ThreadingHTTPServer):
     """The server: which checkpoints there are, and the one in use.
 
-    checkpoints: {name: path}, the first is the one to begin with.  A port of 0 takes any that is free.
+    find: () -> {name: path}, the checkpoints there are, the one to begin with first; asked whenever a page opens, as
+    a training may have begun since.  A port of 0 takes any that is free.
     """
 
     daemon_threads = True
 
-    def __init__(self, checkpoints, device="cpu", weights="ema", seed=0, port=0):
-        self.checkpoints, self.device, self.weights, self.seed = checkpoints, device, weights, seed
+    def __init__(self, find, device="cpu", weights="ema", seed=0, port=0):
+        self.find, self.checkpoints = find, find()
+        self.device, self.weights, self.seed = device, weights, seed
         self.lock = threading.Lock()  # one network evaluation at a time: two would only share the processor
         self.loaded, self.stopping = (None, None), False
         self.lab(None)  # what cannot be loaded is reported before the page opens
@@ -105,6 +107,7 @@ class App(ThreadingHTTPServer):
 
     def about(self, p):
         """What the page needs to draw its controls."""
+        self.checkpoints = self.find()
         lab = self.lab(p["checkpoint"])
         return {
             "checkpoints": list(self.checkpoints),
@@ -241,7 +244,7 @@ def listed(path):
 def serve(path, device, weights, seed, port):
     """Answer until Ctrl-C."""
     try:
-        app = App(listed(path), device, weights, seed, port)
+        app = App(lambda: listed(path), device, weights, seed, port)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; choose another, or 0 for any free one") from None
     print(app.lab(None).origin)

@@ -19,6 +19,7 @@ from PIL import Image
 
 import cli
 import explore
+from config import UserError
 from dataset.pictures import grid
 from dataset.pixels import to_uint8
 from diffusion.process import GaussianDiffusion
@@ -32,7 +33,7 @@ from painter import Painter
 
 @pytest.fixture(scope="module")
 def app(run_folder, lively):
-    server = App({"smoke": run_folder / "best.pth", "again": run_folder / "last.pth", "lively": lively})
+    server = App(lambda: {"smoke": run_folder / "best.pth", "again": run_folder / "last.pth", "lively": lively})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -73,13 +74,28 @@ def test_the_page_needs_nothing_from_elsewhere(app):
 def test_a_checkpoint_that_its_training_has_replaced_is_read_anew(run_folder, lively, tmp_path):
     path = tmp_path / "best.pth"
     path.write_bytes((run_folder / "best.pth").read_bytes())
-    server = App({"one": path})
+    server = App(lambda: {"one": path})
     try:
         first = server.lab("one")
         assert server.lab("one") is first and first.config.sample.guidance == 1.0
         path.write_bytes(lively.read_bytes())
         os.utime(path, ns=(1, 1))
         assert server.lab("one").config.sample.guidance == 3.0
+    finally:
+        server.server_close()
+
+
+def test_a_run_that_begins_later_is_on_the_page_when_it_opens_anew(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    server = App(lambda: listed(run_folder / "best.pth"))
+    try:
+        assert server.about(parse(""))["checkpoints"] == ["smoke/best", "textiles"]
+        (tmp_path / "ckpt/new").mkdir(parents=True)
+        shutil.copy(run_folder / "best.pth", tmp_path / "ckpt/new")
+        with pytest.raises(UserError, match="no 'new/best'"):
+            server.lab("new/best")  # only what a page was shown
+        assert server.about(parse(""))["checkpoints"] == ["smoke/best", "new/best", "textiles"]
+        server.lab("new/best")
     finally:
         server.server_close()
 
@@ -343,7 +359,7 @@ def test_every_checkpoint_has_a_name_of_its_own(run_folder, tmp_path, monkeypatc
 
 
 def test_stopping_ends_a_walk_under_way(run_folder):
-    server = App({"smoke": run_folder / "best.pth"})
+    server = App(lambda: {"smoke": run_folder / "best.pth"})
     frames = server.walk(parse("steps=50"))
     next(frames), next(frames)
     server.stop()

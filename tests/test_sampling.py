@@ -85,7 +85,7 @@ def test_bits_of_pictures_whose_labels_it_does_not_know_are_refused_too(program,
 
 
 def test_the_page_refuses_it_too(told):
-    app = App({"told": told / "best.pth"})
+    app = App(lambda: {"told": told / "best.pth"})
     thread = Thread(target=app.serve_forever)
     thread.start()
     try:
