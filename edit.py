@@ -85,7 +85,7 @@ def main(argv):
     guidance = painter.usual_guidance(args.guidance, painter.find_label(args.label) is not None)
     originals = read(args, config.data)
     y = painter.labels(args.label, range(len(originals)))
-    # Unclipped for inversion: its ε̂ must come from the whole path, and clipping is not undone on the way back.
+    # Unclipped for inversion: a clip turns many guesses into one, and the way back could not tell them apart.
     denoise = diffusion.denoiser(painter.model, y, guidance=guidance, clip=args.command != "invert")
     x_0 = from_uint8(originals).to(device)
     noise_like = image_noise(args.seed, range(len(originals)))

@@ -39,13 +39,13 @@ REAL = {  # looks at real images, in batches
 DRAWS = {"--guidance": {"type": cli.number(), "metavar": "S", "help": OWN}}  # draws pictures ...
 ONE = {  # ... by one sampler
     "--sampler": {"choices": tuple(SAMPLERS), "default": "ddim", "help": "default ddim"},
-    "--steps": {"type": cli.whole(1), "metavar": "N", "help": f"noise levels ({OWN}, also for ddpm)"},
+    "--steps": {"type": cli.whole(1), "metavar": "N", "help": f"noise levels ({OWN}, also for ddpm; 1 for ode)"},
     "--eta": {"type": cli.number(), "help": f"of ddim ({OWN})"},
 }
 _samplers, _counts = cli.several(cli.one_of(SAMPLERS)), cli.several(cli.whole(1))
 MANY = {  # ... by several samplers, each with several numbers of steps
     "--samplers": {"type": _samplers, "default": tuple(SAMPLERS), "metavar": "A,B", "help": "default: all"},
-    "--steps": {"type": _counts, "metavar": "N,N", "help": f"default {','.join(map(str, STEPS))}"},
+    "--steps": {"type": _counts, "metavar": "N,N", "help": f"default {','.join(map(str, STEPS))}; not for ode"},
     "--eta": {"type": cli.number(), "help": "of ddim (default 0)"},
 }
 BPD = {
@@ -86,7 +86,7 @@ class Measure(NamedTuple):
 MEASURES = {
     "fid": Measure(fid, ENOUGH, {**REAL, **compared("inception"), **DRAWS, **ONE}),
     "kid": Measure(kid, ENOUGH, {**REAL, **compared("inception"), **DRAWS, **ONE}),
-    "bpd": Measure(bpd, 64, {**REAL, **split("val"), **BPD}, ("by_t.csv",)),
+    "bpd": Measure(bpd, 64, {**REAL, **split("val"), **BPD}, ("by_t.csv", "by_image.csv")),
     "loglik": Measure(loglik, 32, {**REAL, **split("val"), **LOGLIK}, ("by_image.csv",)),
     "nearest": Measure(nearest, 256, {**REAL, **DRAWS, **ONE}, ("nearest.csv", "nearest.png")),
     "speed": Measure(speed, 16, {**DRAWS, **MANY}, ("speed.csv",)),

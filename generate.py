@@ -48,7 +48,7 @@ def parser():
             metavar="B",
             help=f"pictures made at once (default {WORK}); the last batch is padded to this size",
         )
-        if name == "ode":
+        if sampling.chooses_its_steps(name):
             what = f"stages to show (default {sampling.STAGES}); it chooses its own steps"
         else:
             usual = "all T" if name == "ddpm" else "the checkpoint's own"
@@ -104,7 +104,7 @@ def generate(args, path, group):
     if group.main:
         print(painter.origin)
         compiled = ", compiled" if args.compile else ""
-        what = "stages shown" if args.sampler == "ode" else "steps"  # it chooses its own
+        what = "stages shown" if sampling.chooses_its_steps(args.sampler) else "steps"
         print(f"{args.sampler}, {steps} {what}, {group.device}, {args.precision}{compiled}")
 
     def walk(numbers):

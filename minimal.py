@@ -69,7 +69,8 @@ def draw(model, schedule, n=1000, steps=50):
         v = model(x, torch.full((n,), t))
         # what the network takes for data and for noise, given that x = a x_0 + b eps, v = a eps - b x_0, a² + b² = 1
         x0, eps = signal[t] * x - noise[t] * v, noise[t] * x + signal[t] * v
-        # the same two at level s; a part of the noise is drawn anew, which mends what was guessed wrong before
+        # the same two at level s, with a part of the noise drawn anew, which mends what was guessed wrong before: as
+        # much of it as DDPM draws (schedule.py says why), where 0 would be DDIM
         fresh = schedule.posterior_variance(t, s)
         x = signal[s] * x0 + (noise[s] ** 2 - fresh).sqrt() * eps + fresh.sqrt() * torch.randn(n, 2)
         walk.append(Step(s, x, x0))

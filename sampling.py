@@ -64,12 +64,17 @@ def defaults(sampler, eta):
     return options | ({"eta": eta} if "eta" in options else {})
 
 
+def chooses_its_steps(sampler):
+    """Whether it does: then the levels that it is given are only stops, to show it at, and each costs evaluations."""
+    return sampler == "ode"
+
+
 def usual_steps(sampler, config):
     """How many noise levels a sampler visits when nothing is asked for: `ddpm` all T, the others the run's own number.
 
-    `ode` chooses its own steps; its levels are the stages to show.
+    The levels of `ode` are the stages to show.
     """
-    usual = {"ddpm": config.diffusion.T, "ode": STAGES}.get(sampler, config.sample.steps)
+    usual = STAGES if chooses_its_steps(sampler) else config.diffusion.T if sampler == "ddpm" else config.sample.steps
     return min(usual, config.diffusion.T)
 
 

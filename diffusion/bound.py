@@ -28,7 +28,7 @@ def in_bits(nats, x_0):
 
 
 def prior_term(schedule, x_0):
-    """L_T: what a reader who starts from pure noise cannot know, (B,).  No network is involved."""
+    """L_T: the nats that it takes to say which x_T was drawn, beyond what N(0, I) says, (B,).  It needs no network."""
     # L_T = D_KL(q(x_T | x_0) ‖ N(0, I))                                                          DDPM Eq. (5)
     ab = schedule.alpha_bar[-1].to(x_0.dtype)
     return kl(ab.sqrt() * x_0, 1 - ab, torch.zeros_like(x_0), torch.ones_like(ab)).flatten(1).sum(dim=1)

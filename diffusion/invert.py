@@ -17,8 +17,8 @@ def invert(denoise, schedule, x_0, *, timesteps=None, refine=0):
     A step up needs ε̂ at the level above, which is not there yet; ε̂(x_s, t) stands in for it, an error of first order.
     refine: how often the step is repeated with the x_t so found; each makes `ddim` come back closer to x_0, unless the
     steps are too long for the network.
-    denoise, timesteps: as in `ddim`; better without clipping.  Raises ValueError for a step that cannot be undone: from
-    hardly any signal straight to the picture, where all x_t look alike.
+    denoise, timesteps: as in `ddim`; better without clipping.  Raises ValueError for a step that cannot be undone: one
+    from hardly any signal straight to the picture, where nearly every x_t leads to the same x_s.
     """
     signal, noise, phi = schedule.signal, schedule.noise, angles(schedule)
     x = x_0

@@ -46,6 +46,7 @@ def velocity(denoise, schedule):
         # √ᾱ = cos φ falls by ½ β √ᾱ dt, so β dt = 2 tan φ dφ; and ∇ log p_t = -ε̂ / sin φ.  With x = cos φ x̂_0 + sin φ ε̂
         # dx = ½ β (ε̂ / sin φ - x) dt = tan φ (ε̂ / sin φ - sin φ ε̂ - cos φ x̂_0) dφ = (cos φ ε̂ - sin φ x̂_0) dφ:
         # dx/dφ = v̂, the picture fades and the noise comes in as in a rotation            Salimans & Ho 2022, App. D
+        # With x̄ = x / cos φ and σ = tan φ this reads dx̄ = (cos φ v̂ + sin φ x) dφ / cos² φ = ε̂ dσ, as in heun.py.
         return math.cos(phi) * eps - math.sin(phi) * x0
 
     return v
@@ -71,7 +72,7 @@ def integrate(f, x, a, b, tol, slope=None):
         error = (h / 72 * (-5 * k1 + 6 * k2 + 8 * k3 - 9 * k4)).abs().max().item()
         if not math.isfinite(error):
             return new, k4  # no step is small enough for that: let the caller see it
-        if error <= tol or abs(h) < 1e-6:  # a jump in f, such as a clip makes, is not worth smaller steps
+        if error <= tol:
             x, a, k1 = new, end, k4
         # The error grows as h³: aim a little below tol, and change h by no more than a factor of 5.
         h *= min(5.0, max(0.2, 0.9 * (tol / max(error, 1e-300)) ** (1 / 3)))
@@ -104,12 +105,12 @@ def log_likelihood(denoise, schedule, x, *, tol=1e-4, probe=None):
     """
     v, phis, d = velocity(denoise, schedule), angles(schedule).tolist(), x[0].numel()
 
-    def joint(state, phi):  # state (B, d+1): x, and the change of log p a dimension
+    def joint(state, phi):  # state (B, d+1): x, and ∫ ∇·v dφ a dimension, by which log p falls
         with torch.enable_grad():
             x_phi = state[:, :d].detach().requires_grad_()
             out = v(x_phi.reshape(x.shape), phi).flatten(1)
             directions = torch.eye(d, dtype=x.dtype, device=x.device) if probe is None else probe.flatten(1)[None]
-            # ∇·v = Σ_i ∂v_i/∂x_i = E[zᵀ (∂v/∂x) z],  z ~ N(0, I)
+            # ∇·v = Σ_i ∂v_i/∂x_i = E[zᵀ (∂v/∂x) z] for any random z with E[z zᵀ] = I
             parts = [
                 (torch.autograd.grad(out, x_phi, z.expand_as(out), retain_graph=True)[0] * z).sum(1) for z in directions
             ]
@@ -131,8 +132,9 @@ def bits_per_dim(denoise, schedule, x_0, noise_like, *, tol=1e-3):
     bounds that model's code length from above; pictures sharper than level 1 pay for its blur.
     noise_like: the first draw dequantises, the second is the probe.
     """
-    u = torch.special.ndtr(noise_like(x_0))  # Φ of a normal is uniform in 0..1
-    x = x_0 + (u - 0.5) / 127.5
-    # E_u log p(x_0 + u) + log Δ ≤ log ∫ p over the bin, of width Δ = 1/127.5 in each dimension (Jensen)
+    u = torch.special.ndtr(noise_like(x_0)) - 0.5  # Φ of a normal is uniform: from -1/2 to 1/2, in grey levels
+    x = x_0 + u / 127.5
+    # E_u log p(x_0 + Δu) + d log Δ ≤ log ∫ p over the bin, Δ = 1/127.5 wide in each of d dimensions (Jensen)
+    # A probe of signs, z_i² = 1: the diagonal of ∂v/∂x adds no error to the estimate.
     nats = -log_likelihood(denoise, schedule, x, tol=tol, probe=noise_like(x_0).sign())
     return nats / (x_0[0].numel() * math.log(2)) + math.log2(127.5)

@@ -16,9 +16,9 @@ from diffusion.steps import Step, adjacent
 def pc(denoise, schedule, x_T, *, timesteps=None, snr=0.16, corrector_steps=1, noise_like=torch.randn_like):
     """Predictor-corrector sampling of score SDEs: n + corrector_steps (n - 1) network evaluations for n levels.
 
-    snr: r, length of a Langevin step relative to its noise, 0 <= r < 1.  A step of finite length is biased: on a level
-    of standard deviation 1 it settles near 1 + r²/2.  The length is taken from the norms of one image and its noise, so
-    it is too large for an image of a few numbers.  corrector_steps: 0 is `ddpm`, large variance.
+    snr: r, length of a Langevin step relative to its noise, 0 <= r < 1.  A step of finite length is biased: where
+    the standard deviation should be 1, it settles near 1 + r²/2.  The length is taken from the norms of one image and
+    its noise, so it is too large for an image of a few numbers.  corrector_steps: 0 is `ddpm`, large variance.
     Raises ValueError for snr or corrector_steps outside these.
     """
     if not 0 <= snr < 1 or corrector_steps < 0:

@@ -151,7 +151,7 @@ class GaussianDiffusion:
         # Least squares ends in a mean, ε̂ = E[ε | x_t], so x̂_0 = E[x_0 | x_t] is the average of all pictures that x_t
         # may hide: one guess is a blur, hence the many steps of a sampler.  And squared error is the variational bound
         # (bound.py) in disguise: L_{t-1} = ‖μ̃_t - μ_θ‖² / 2β̃_t = ½ (SNR_{t-1} - SNR_t) ‖x_0 - x̂_0‖², and
-        # ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖².  L_simple has weight 1 where these two give another at each t.
+        # ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖².  So the bound weighs ‖ε - ε̂‖² by ½ (SNR_{t-1} - SNR_t) / SNR_t; L_simple by 1.
         # L_simple = E ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²                         DDPM Eq. (14), DDPM Alg. 1
         t = self.draw_t(len(x_0), x_0.device) if t is None else t
         eps = torch.randn_like(x_0) if eps is None else eps

@@ -1,7 +1,7 @@
 """How can one play with a sampler?  A page on this machine: python explore.py app
 
-Python's own web server, no package more.  It listens on 127.0.0.1 alone, takes only GET, and answers every mistake
-with one line.  The page is app.html; what it asks for:
+Python's own web server; no further package is needed.  It listens on 127.0.0.1 alone, takes only GET, and answers every
+mistake with one line.  The page is app.html; what it asks for:
 
     /api/about  what the checkpoint can do (JSON)        /api/walk   a denoising as it happens (server-sent events)
     /api/morph  one picture between two seeds (PNG)

@@ -102,7 +102,8 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
     y = lab.labels(label, numbers)
     found, names = [], []
     for name, sampler in SAMPLERS.items():
-        (denoiser, calls), timesteps = counted(lab.denoiser(y, guidance)), lab.spaced(steps, name)
+        denoiser, calls = counted(lab.denoiser(y, guidance))
+        timesteps = lab.spaced(1 if sampling.chooses_its_steps(name) else steps, name)
         x, noise_like = lab.begin(numbers)
         began = time.perf_counter()
         walk = sampler(denoiser, lab.schedule, x, timesteps=timesteps, noise_like=noise_like)
@@ -111,7 +112,7 @@ def samplers(lab, steps=None, n=4, label=None, guidance=None):
     return figure.wall(
         torch.stack(found, dim=1),
         "The same noise through every sampler",
-        f"{len(timesteps)} steps; evaluations of the network, and seconds a picture",
+        f"{len(lab.spaced(steps))} steps, but for ode; evaluations of the network, and seconds a picture",
         row_names=lab.named(y),
         column_names=names,
         widest=130,

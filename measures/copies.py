@@ -15,7 +15,7 @@ SHOWN = 16  # samples in the figure of `nearest`
 
 def nearest(subject, args, out):
     """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
-    group, steps = subject.group, subject.steps(args.steps)
+    group, steps = subject.group, subject.steps(args.steps, args.sampler)
     options = subject.options(args.sampler, steps, args.eta)
     training = group.main_first(lambda: reference.load(subject.config.data, "train"))
     unseen = group.main_first(lambda: reference.unseen(subject.config.data, args.n))

@@ -50,7 +50,7 @@ def kid(subject, args, out):
 
 def both_features(subject, args):
     """Features (n, d) of exactly n samples, those (M, d) of the real images, and the protocol."""
-    steps = subject.steps(args.steps)
+    steps = subject.steps(args.steps, args.sampler)
     options = subject.options(args.sampler, steps, args.eta)
     extract = features.extractor(args.features, subject.device, args.weights_file)
     real, facts = real_features(subject, args, extract)

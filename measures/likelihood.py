@@ -87,9 +87,9 @@ def bpd(subject, args, out):
     protocol = {**facts, "variance": args.variance, "levels": len(stretches) - 2, "T": T}  # there may be fewer than K
     if not group.main:
         return protocol, {}
-    mean = table.mean(dim=0)
+    mean, bits = table.mean(dim=0), table.sum(dim=1)
     figures = {
-        **mean_figures(table.sum(dim=1)),
+        **mean_figures(bits),
         "L_0": mean[0].item(),
         "L_t": mean[1:-1].sum().item(),
         "L_T": mean[-1].item(),
@@ -98,10 +98,12 @@ def bpd(subject, args, out):
         (first, last, value, value / (last - first + 1))
         for (first, last), value in zip(stretches[1:-1], mean[1:-1].tolist())
     ]
+    write_csv(out / "by_image.csv", ("image", "bits_per_dim"), zip(range(n), bits.tolist()))
     write_csv(out / "by_t.csv", ("t_first", "t_last", "bits_per_dim", "bits_per_dim_and_level"), rows)
     print(f"at most {mean_text(figures)}, n = {n:,}")
     print(
-        f"L_0 {figures['L_0']:.4f}, sum of L_t {figures['L_t']:.4f}, L_T {figures['L_T']:.6f}; by t in {out}/by_t.csv"
+        f"L_0 {figures['L_0']:.4f}, sum of L_t {figures['L_t']:.4f}, L_T {figures['L_T']:.6f}; "
+        f"by t in {out}/by_t.csv, by image in {out}/by_image.csv"
     )
     return protocol, figures
 

@@ -13,10 +13,14 @@ STEPS = (5, 10, 25, 50)  # by default
 def settings(subject, args):
     """What `speed` and `sweep` compare: ([(sampler, steps)], eta, their part of the protocol).
 
-    Raises UserError if one of them cannot be.
+    A sampler that chooses its own steps is there once, with a single level, T.  Raises UserError if one cannot be.
     """
     counts = args.steps or sorted({min(s, subject.diffusion.T) for s in STEPS})
-    compared = [(sampler, subject.steps(s)) for sampler in args.samplers for s in counts]
+    compared = [
+        (sampler, subject.steps(s, sampler))
+        for sampler in args.samplers
+        for s in ([None] if sampling.chooses_its_steps(sampler) else counts)
+    ]
     eta = args.eta or 0.0  # what is compared are the samplers, whatever the run's own eta
     for sampler, steps in compared:
         subject.options(sampler, steps, eta)

@@ -28,9 +28,13 @@ class Subject(Painter):
     guidance: float
     precision: str  # of the network while it draws; all else is float32
 
-    def steps(self, asked):
-        """The number of noise levels: as asked for, or the run's own, also for ddpm: all T would take too long."""
-        return cli.check_level("--steps", asked or self.config.sample.steps, self.T)
+    def steps(self, asked, sampler):
+        """The number of noise levels: as asked for, or the run's own, also for `ddpm`: all T would take too long.
+
+        A sampler that chooses its own steps goes straight to the picture when nothing is asked for.
+        """
+        usual = 1 if sampling.chooses_its_steps(sampler) else self.config.sample.steps
+        return cli.check_level("--steps", asked or usual, self.T)
 
     def options(self, sampler, steps, eta):
         """{option: value} of a sampler: generate.py's defaults; eta as asked for, or None: the checkpoint's own.

@@ -80,6 +80,7 @@ def test_a_skipped_update_leaves_the_shadow_bit_for_bit():
     assert torch.equal(ema.model.weight, before)
     ema.update(line(8.0), skip=torch.tensor(False))
     assert not torch.equal(ema.model.weight, before)
+    assert ema.updates == 2  # the warm-up goes by steps, skipped ones too
 
 
 def test_the_shadow_has_no_gradient_and_is_in_eval_mode():

@@ -31,7 +31,7 @@ from diffusion import bound, ode, samplers
 from diffusion.process import GaussianDiffusion, q_posterior
 from diffusion.schedule import from_betas, linear
 from diffusion.steps import image_noise, spaced, spaced_logsnr, spaced_rho
-from evaluation import compare, features
+from evaluation import compare, features, kernel
 from evaluation.frechet import frechet, moments
 from evaluation.kernel import kernel_distance, mmd2
 from evaluation.nearest import nearest, verdict
@@ -117,6 +117,14 @@ def test_kernel_distance_uses_subsets_that_differ():
 )
 def test_the_subsets_are_as_large_as_asked_for_and_at_most_half_of_the_smaller_set(m, n, asked, size):
     assert kernel_distance(normal(m, 4), normal(n, 4, seed=1), subsets=2, size=asked)[2] == size
+
+
+def test_kernel_distance_takes_the_subsets_of_the_kid_protocol(monkeypatch):
+    """Bińkowski et al. 2018, as the public implementations have it: 100 subsets of 1,000."""
+    taken = []
+    monkeypatch.setattr(kernel, "mmd2", lambda x, y: taken.append((len(x), len(y))) or 0.0)
+    assert kernel_distance(normal(2100, 2), normal(2100, 2))[2] == 1000
+    assert taken == [(1000, 1000)] * 100
 
 
 def test_kernel_distance_and_its_deviation_are_those_of_mmd2_over_subsets_without_repeats():
@@ -297,7 +305,7 @@ def test_a_step_term_for_several_levels_at_once_is_that_of_each(variance):
 def test_decoder_is_a_distribution_over_the_256_grey_levels():
     schedule = linear(30, 1e-4, 0.5)
     x_0 = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1, 1, 1)
-    for x_1 in (-1.2, 0.013, 0.9):
+    for x_1 in (-1.2, -0.995, 0.013, 0.9, 0.995):  # near the outermost levels too, whose bins are open
         nats = bound.decoder_term(schedule, gaussian(schedule, MU, STD), x_0, torch.full_like(x_0, x_1))
         assert torch.isfinite(nats).all()  # far out too, where the probability underflows
         assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-12)
@@ -799,6 +807,7 @@ def test_bpd_is_the_bound_by_hand_of_the_images_with_their_labels(program, awake
     assert [tuple(row) for row in rows[:, :2].tolist()] == bound.strata(50, levels)
     assert_close(torch.from_numpy(rows[:, 2]), mean[1:-1])
     assert_close(torch.from_numpy(rows[:, 3]), mean[1:-1] / torch.from_numpy(rows[:, 1] - rows[:, 0] + 1))
+    assert_close(torch.from_numpy(np.loadtxt("o/by_image.csv", delimiter=",", skiprows=1)[:, 1]), total)
     assert report["protocol"]["labels"] == labels
 
 
@@ -901,7 +910,7 @@ def test_speed_counts_the_pictures_of_all_processes_until_the_slowest_is_done(tm
 
     class Drawing:
         group, guidance = Two(0, 2, torch.device("cpu")), 1.0
-        bar, steps, options = Subject.bar, staticmethod(lambda n: n), staticmethod(lambda *_: {})
+        bar, steps, options = Subject.bar, staticmethod(lambda n, sampler: n), staticmethod(lambda *_: {})
 
         def draw(self, numbers, sampler, steps, eta):
             clock.append(clock[-1] + 0.5 * steps + 100 * (len(clock) == 1))  # the first call is slow, and not counted
@@ -1192,6 +1201,17 @@ def test_labels_are_given_only_where_the_classes_are_the_models_by_name(program,
             pictures.save_png(tmp_path / "photos" / name / f"{i}.png", image)
     flags = ("--data", tmp_path / "photos", "--split", "all", "-n", 2, "--levels", 1)
     assert measure(program, run_folder, "bpd", *flags)[2]["protocol"]["labels"] == "none"
+
+
+def test_ode_goes_straight_to_the_picture(program, run_folder):
+    """Each level that it stops at costs evaluations, and a figure shows none of them."""
+    _, _, report = measure(program, run_folder, "speed", "-n", 1, "--samplers", "ode,ddim", "--steps", "2,4")
+    assert set(report["figures"]) == {"ode_1", "ddim_2", "ddim_4"}
+    _, _, report = measure(program, run_folder, "fid", "-n", 4, "--features", "random", "--sampler", "ode")
+    assert report["protocol"]["steps"] == 1
+    painter = Painter.open(run_folder / "best.pth")
+    subject = Subject(**vars(painter), group=None, batch_size=4, guidance=1.0, precision="fp32")
+    assert (subject.steps(None, "ode"), subject.steps(3, "ode"), subject.steps(None, "ddim")) == (1, 3, 5)
 
 
 @pytest.mark.parametrize("others", [[], [11]])

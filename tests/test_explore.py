@@ -355,9 +355,9 @@ def test_steps_shows_and_measures_each_walk_beside_the_full_chain(attentive, tic
 def test_samplers_shows_the_end_of_every_sampler_and_counts_its_evaluations(attentive, ticking, monkeypatch):
     lab, ends, above = attentive, [], []
     monkeypatch.setattr(
-        walks, "SAMPLERS", {name: SAMPLERS[name] for name in ("ddim", "dpmpp", "ddpm", "pc", "heun")}
-    )  # the quick ones, of which two draw noise
-    levels = {"dpmpp": spaced_logsnr(lab.schedule, 5), "heun": spaced_rho(lab.schedule, 5, 7.0)}
+        walks, "SAMPLERS", {name: SAMPLERS[name] for name in ("ddim", "ode", "dpmpp", "ddpm", "pc", "heun")}
+    )  # of which two draw noise, and one chooses its own steps
+    levels = {"dpmpp": spaced_logsnr(lab.schedule, 5), "heun": spaced_rho(lab.schedule, 5, 7.0), "ode": [50]}
     for name, sampler in walks.SAMPLERS.items():
         calls, inner = [], denoiser(lab, [0, 1], 2.0)
         noise_like = image_noise(3, range(2))
@@ -726,6 +726,8 @@ def test_the_file_of_a_figure_has_its_colours(tmp_path):
 
 
 def test_each_schedule_of_the_lessons_bears_its_own_name():
+    half = noise.both(500)["linear"].betas
+    assert half[[1, -1]].tolist() == pytest.approx([2e-4, 0.04])  # half the levels, each twice as noisy
     found = noise.both(1000)
     assert_close(found["linear"].betas, linear().betas)
     assert_close(found["cosine"].betas, cosine().betas)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from config import PRESETS, Model, size_multiple
 from diffusion.process import GaussianDiffusion
 from diffusion.schedule import linear
-from models.attention import Attention, linear_attention
+from models.attention import Attention, linear_attention, phi
 from models.blocks import ResBlock, Upsample, group_norm
 from models.embedding import sinusoidal
 from models.unet import Block, UNet
@@ -229,10 +229,15 @@ def test_every_pair_of_timesteps_is_told_apart_and_no_channel_is_constant():
 
 def test_linear_attention_is_the_quadratic_formula():
     q, k, v = (torch.randn(2, 3, 10, 4, dtype=torch.float64) for _ in range(3))
-    phi = lambda z: torch.where(z > 0, z + 1, z.exp())  # noqa: E731 - elu(z) + 1, written out
-    weights = phi(q) @ phi(k).transpose(-2, -1)
+    elu_1 = lambda z: torch.where(z > 0, z + 1, z.exp())  # noqa: E731 - elu(z) + 1, written out
+    weights = elu_1(q) @ elu_1(k).transpose(-2, -1)
     expected = weights / weights.sum(-1, keepdim=True) @ v
     assert_close(linear_attention(q, k, v), expected)
+
+
+def test_phi_is_elu_plus_one():
+    z = torch.linspace(-25, 5, 301, dtype=torch.float64)
+    assert_close(phi(z), torch.where(z > 0, z + 1, z.exp()), rtol=1e-12, atol=0)
 
 
 def test_linear_attention_returns_a_constant_value_unchanged():

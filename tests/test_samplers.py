@@ -176,6 +176,8 @@ def test_small_variance_ends_too_narrow_and_large_too_wide_for_few_steps():
     schedule, levels = linear(), spaced(1000, 20)
     small, large = (by_hand(schedule, levels, variance=v)[1] for v in ("small", "large"))
     assert small < STD < large
+    small, large = (by_hand(schedule, spaced(1000, 5), variance=v)[1] for v in ("small", "large"))
+    assert small < large < STD  # so few that the last step, which draws no noise, decides
 
 
 def test_ddim_error_halves_when_the_steps_double():

@@ -55,9 +55,11 @@ def test_snr_is_signal_over_noise_variance():
 def test_a_schedule_that_keeps_too_much_signal_warns():
     with pytest.warns(UserWarning, match="keeps 7.5% of the signal at t = T = 512"):
         linear(512)
+    with pytest.warns(UserWarning, match="keeps 5.1% of the signal"):
+        linear(590)
 
 
-@pytest.mark.parametrize("make", [linear, cosine, lambda: linear(50, 1e-4, 0.3)])
+@pytest.mark.parametrize("make", [linear, cosine, lambda: linear(50, 1e-4, 0.3), lambda: linear(595)])  # 4.9 %
 def test_a_schedule_that_ends_in_noise_does_not_warn(make, recwarn):
     make()
     assert not recwarn.list

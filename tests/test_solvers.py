@@ -308,8 +308,15 @@ def test_pc_has_the_marginals_of_gaussian_data(schedule):
         assert step.x.std().item() == pytest.approx(math.sqrt(ab * 0.25 + 1 - ab), rel=0.03)
 
 
+@pytest.mark.parametrize("levels", [[FINE.T], [FINE.T, 1000], [FINE.T, 1]])
+def test_wherever_it_stopped_the_ode_ends_in_the_guess_at_level_1_of_the_exact_path(levels):
+    exact, _ = mixture(FINE)(transport(FINE, START, FINE.T, 1), 1)
+    found = last(ode(mixture(FINE), FINE, START, timesteps=levels, tol=1e-4)).x
+    assert_close(found, exact, rtol=0, atol=1e-3)
+
+
 def test_the_corrector_repairs_what_the_predictor_got_wrong():
-    """Five steps with the large variance end too wide; sixty Langevin steps on each level bring them back."""
+    """With the large variance five steps are too wide before the last; sixty Langevin steps a level bring them back."""
     wrong = []
     for k in (0, 60):
         x = normal(4, 1, 64, 64)
