@@ -69,6 +69,7 @@ FAULTS = [
     ("dpmpp's step ratio upside down", "diffusion/dpmpp.py", "r = h_before / h", "r = h / h_before", "tests/test_solvers.py"),
     ("heun's slopes added, not averaged", "diffusion/heun.py", "(sigma[s] - sigma[t]) / 2", "(sigma[s] - sigma[t])", "tests/test_solvers.py"),
     ("score pointing at the noise", "diffusion/ode.py", "return -eps / schedule.noise", "return eps / schedule.noise", "tests/test_solvers.py"),
+    ("the ODE followed to level 0, where no network is", "diffusion/ode.py", "phis[max(s, 1)]", "phis[s]", "tests/test_solvers.py"),
     ("Langevin noise without its root", "diffusion/pc.py", "(2 * step).sqrt() * z", "(2 * step) * z", "tests/test_solvers.py"),
     ("likelihood with the volume's sign flipped", "diffusion/ode.py", "+ d * end[:, d]", "- d * end[:, d]", "tests/test_solvers.py"),
     ("KL divergence the wrong way round", "diffusion/bound.py", "ratio = variance_1 / variance_2", "ratio = variance_2 / variance_1", "tests/test_evaluate.py"),
