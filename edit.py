@@ -83,7 +83,7 @@ def main(argv):
     config, diffusion = painter.config, painter.diffusion
     steps = cli.check_level("--steps", args.steps or config.sample.steps, painter.T)
     guidance = painter.usual_guidance(args.guidance, painter.find_label(args.label) is not None)
-    originals = read(args, config.data)
+    originals = read(args, config.data, painter.trained_on)
     y = painter.labels(args.label, range(len(originals)))
     # Unclipped for inversion: a clip turns many guesses into one, and the way back could not tell them apart.
     denoise = diffusion.denoiser(painter.model, y, guidance=guidance, clip=args.command != "invert")
@@ -104,14 +104,14 @@ def main(argv):
     return 0
 
 
-def read(args, data):
+def read(args, data, trained_on):
     """The pictures to edit, uint8 (n, C, H, W): --image n times, or n that the model has not seen."""
     if args.image is not None:
         one = torch.from_numpy(reference.open_picture(args.image, data.size, data.channels).copy())
         n = 1 if args.command == "invert" else args.n  # without noise it would be n times the same
         return one.expand(n, -1, -1, -1).contiguous()
     try:
-        return torch.from_numpy(np.ascontiguousarray(reference.unseen(data, args.n).pixels))
+        return torch.from_numpy(np.ascontiguousarray(reference.unseen(data, args.n, trained_on).pixels))
     except UserError as error:
         raise UserError(f"{error}; or give a picture of your own by --image PIC") from None
 

@@ -126,7 +126,7 @@ def subject_of(args, path, group):
     guidance = painter.usual_guidance(getattr(args, "guidance", None), bool(painter.classes))
     if getattr(args, "data", None) is not None:
         data = replace(painter.config.data, source=args.data)
-        painter = replace(painter, config=replace(painter.config, data=data))
+        painter = replace(painter, config=replace(painter.config, data=data), trained_on=None)
     size = getattr(args, "batch_size", args.n)  # `speed`, which has none, draws all at once
     precision = getattr(args, "precision", "fp32")
     return Subject(**vars(painter), group=group, batch_size=size, guidance=guidance, precision=precision)

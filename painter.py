@@ -21,7 +21,7 @@ class Painter:
     """model: a network, ready to sample.  classes: the names of its labels, maybe none.  step: how long it was trained.
 
     path: the checkpoint, for messages; digest: SHA-256 of what it held.  weights: which of its two networks, "ema" |
-    "raw".  seed: of all noise.
+    "raw".  seed: of all noise.  trained_on: how many pictures it was trained on, None if the checkpoint does not say.
     """
 
     model: torch.nn.Module
@@ -34,6 +34,7 @@ class Painter:
     weights: str = "ema"
     seed: int = 0
     digest: str = ""
+    trained_on: int | None = None
 
     @classmethod
     def open(cls, path, device="cpu", weights="ema", seed=0, compiled=False):
@@ -44,7 +45,9 @@ class Painter:
         model = torch.compile(model) if compiled else model
         diffusion = variants.from_config(config.diffusion).to(device)
         step, device = state["step"], torch.device(device)
-        return cls(model, config, diffusion, tuple(names), device, path, step, weights, seed, digest)
+        trained_on = state.get("train_images")
+        trained_on = trained_on if type(trained_on) is int else None
+        return cls(model, config, diffusion, tuple(names), device, path, step, weights, seed, digest, trained_on)
 
     @property
     def origin(self):

@@ -74,7 +74,6 @@ def note(trainer):
         "sums": trainer.sums.cpu(),
         "skipped": trainer.skipped.item(),
         "streak": trainer.streak.item(),
-        "train_images": len(trainer.batches.indices),
         "train_greys": greys(trainer),
     }
 

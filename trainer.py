@@ -373,5 +373,6 @@ class Trainer:
         more = resume.note(self) if resumable else {}
         checkpoint.save(
             self.folder / name, self.config, classes=self.classes,
-            model=self.model.state_dict(), ema=self.ema.model.state_dict(), step=self.step, **more,
+            model=self.model.state_dict(), ema=self.ema.model.state_dict(), step=self.step,
+            train_images=len(self.batches.indices), **more,
         )  # fmt: skip

@@ -2,7 +2,8 @@
 
 By default those of its own data source.  A model must not have seen what it is tested on: `unseen` gives the held-out
 images, and textiles, which are drawn, new ones.  Which ones were held out follows from the number of images and the
-seed: only while the data is what it was in training are they those.  Read first: sources.py.
+seed: only while the data is what it was in training are they those, so another number of them is refused.
+Read first: sources.py.
 """
 
 import io
@@ -18,23 +19,32 @@ from dataset import folder, sources, textiles
 SPLITS = ("train", "val", "all")
 
 
-def load(data, split="train"):
-    """The Images of config.Data `data` in one split: "train", "val" (held out) or "all"."""
+def load(data, split="train", trained_on=None):
+    """The Images of config.Data `data` in one split: "train", "val" (held out) or "all".
+
+    trained_on: how many of them a network was trained on, if that is known.  Raises UserError if they are as many no
+    longer: then those held out are others now.
+    """
     images = sources.load(data.source, size=data.size, channels=data.channels, count=data.count, seed=data.seed)
     if split == "all":
         return images
     train, val = sources.split(images, data.val_fraction, data.seed)
+    if trained_on not in (None, len(train)):
+        raise UserError(
+            f"{images.name}: the data has changed: {len(train):,} training images, and the network was trained on "
+            f"{trained_on:,}, so which it has not seen is not known; bring them back"
+        )
     return images.take(train if split == "train" else val)
 
 
-def unseen(data, n):
+def unseen(data, n, trained_on=None):
     """Images that a model trained on `data` has not seen: at most n, taken evenly from what was held out.
 
-    Textiles are drawn from another seed, without those that differ from a training picture by their dye alone, about
-    one in six of the default's.
+    trained_on, errors: as in `load`.  Textiles are drawn from another seed, without those that differ from a training
+    picture by their dye alone, about one in six of the default's.
     """
     if data.source != "textiles":
-        return every(load(data, "val"), n)
+        return every(load(data, "val", trained_on), n)
     other = replace(data, count=2 * n, seed=data.seed + 1)
     plain, known = (textiles.draw(d.count, d.seed, d.size, dyed=False)[0] for d in (other, data))
     known = {picture.tobytes() for picture in known}

@@ -4,7 +4,7 @@ Picture number i of a lesson starts from the same noise as picture number i of g
 Read next: noise.py (the way down), walks.py (the way back), between.py, network.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 import cli
 import sampling
 from config import UserError
-from dataset import pictures, sources
+from dataset import pictures, reference
 from dataset.pixels import from_uint8
 from diffusion.samplers import ddim
 from diffusion.steps import last
@@ -64,10 +64,10 @@ class Lab(Painter):
 
     def photos(self, data=None):
         """The images that the checkpoint was trained on, or those in `data` (--data)."""
-        d = self.config.data
-        images = sources.load(data or d.source, size=d.size, channels=d.channels, count=d.count, seed=d.seed)
-        train, val = (torch.from_numpy(images.pixels[i]) for i in sources.split(images, d.val_fraction, d.seed))
-        return Photos(train, val, images.name)
+        own = self.config.data
+        of = replace(own, source=data or own.source)
+        train, val = (reference.load(of, split, None if data else self.trained_on) for split in ("train", "val"))
+        return Photos(torch.from_numpy(train.pixels), torch.from_numpy(val.pixels), train.name)
 
     def photo(self, number, data=None, flag="--picture"):
         """Held-out image `number`, which came with `flag`, as a batch of one: (1, C, H, W) in [-1, 1]."""

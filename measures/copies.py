@@ -17,8 +17,9 @@ def nearest(subject, args, out):
     """The nearest training image of every sample, and whether samples are nearer to them than unseen images are."""
     group, steps = subject.group, subject.steps(args.steps, args.sampler)
     options = subject.options(args.sampler, steps, args.eta)
-    training = group.main_first(lambda: reference.load(subject.config.data, "train"))
-    unseen = group.main_first(lambda: reference.unseen(subject.config.data, args.n))
+    data, trained_on = subject.config.data, subject.trained_on
+    training = group.main_first(lambda: reference.load(data, "train", trained_on))
+    unseen = group.main_first(lambda: reference.unseen(data, args.n, trained_on))
     n = min(args.n, len(unseen.pixels))
     if n < args.n and group.main:
         print(f"warning: only {n:,} unseen images are there, so {n:,} samples are drawn", file=sys.stderr)

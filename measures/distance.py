@@ -160,7 +160,7 @@ def read_features(path):
 
 def real_features(subject, args, extract):
     """Features (M, d) of the reference images, and what the images are."""
-    images = subject.group.main_first(lambda: reference.load(subject.config.data, args.split))
+    images = subject.group.main_first(lambda: reference.load(subject.config.data, args.split, subject.trained_on))
     n = len(images.pixels)
     if n < 2:
         raise UserError(
@@ -184,7 +184,7 @@ def unseen_features(subject, args, extract):
     """
     if args.split != "train":
         return None
-    images = subject.group.main_first(lambda: reference.unseen(subject.config.data, args.n))
+    images = subject.group.main_first(lambda: reference.unseen(subject.config.data, args.n, subject.trained_on))
     return features_of(images, subject, extract) if len(images.pixels) == args.n else None
 
 

@@ -19,11 +19,11 @@ from measures.table import write_csv
 
 def to_be_coded(subject, args):
     """The images whose bits are counted, and facts for the protocol; with labels if their classes are the model's."""
-    data = subject.config.data
+    data, trained_on = subject.config.data, subject.trained_on
     if args.split == "val":
-        images = subject.group.main_first(lambda: reference.unseen(data, args.n))
+        images = subject.group.main_first(lambda: reference.unseen(data, args.n, trained_on))
     else:
-        images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split)), args.n)
+        images = reference.every(subject.group.main_first(lambda: reference.load(data, args.split, trained_on)), args.n)
     known = images.labels is not None and list(images.classes) == list(subject.classes)
     split = "unseen" if args.split == "val" else args.split
     n = len(images.pixels)

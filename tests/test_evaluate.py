@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -774,6 +775,57 @@ def test_bpd_adds_up_by_term_and_by_t(program, run_folder):
     rows = [line.split(",") for line in Path("o/by_t.csv").read_text().split()[1:]]
     assert sum(float(r[2]) for r in rows) == pytest.approx(figures["L_t"])
     assert (int(rows[0][0]), int(rows[-1][1])) == (2, 50)
+
+
+@pytest.fixture
+def outgrown(photos, awake, tmp_path):
+    """A run's checkpoint, and the folder that it was trained on, where a picture more lies now."""
+    shutil.copytree(photos, tmp_path / "photos")
+    config, state = checkpoint.load(awake)
+    config = replace(config, data=replace(config.data, source=str(tmp_path / "photos"), val_fraction=0.5))
+    state = {k: state[k] for k in ("model", "ema", "step", "classes")}
+    checkpoint.save(tmp_path / "best.pth", config, **state, train_images=12)
+    assert reference.load(config.data, "train", 12).pixels.shape[0] == 12  # as long as nothing has changed
+    for name in "xy":
+        shutil.copy(photos / "a/00.png", tmp_path / f"photos/a/{name}.png")
+    return tmp_path / "best.pth"
+
+
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("evaluate", ("nearest", "-n", 2)),
+        ("evaluate", ("bpd", "-n", 2, "--levels", 2)),
+        ("evaluate", ("bpd", "-n", 2, "--levels", 2, "--split", "train")),
+        ("evaluate", ("fid", "-n", 4, "--features", "random")),
+        ("edit", ("invert", "--steps", 2)),
+        ("explore", ("denoise",)),
+        ("explore", ("loss", "--images", 2, "--points", 2)),
+    ],
+)
+def test_which_pictures_were_held_out_is_not_guessed_when_their_number_has_changed(program, outgrown, name, argv):
+    code, _, err = program(name, *argv, "--ckpt", outgrown, "--out", "o")
+    assert code == 2 and err.splitlines()[-1].startswith("error: ") and not list(Path("o").glob("[!.]*"))
+    assert "photos: the data has changed: 13 training images, and the network was trained on 12" in err
+    assert "bring them back" in err
+
+
+def test_data_of_ones_own_choice_is_no_changed_data(program, outgrown):
+    data = ("--ckpt", outgrown, "--data", outgrown.parent / "photos", "--out", "o")
+    assert program("evaluate", "nearest", "-n", 2, *data)[0] == 0
+    assert program("explore", "loss", "--images", 2, "--points", 2, *data)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["best.pth", "last.pth"])
+def test_a_run_says_how_many_pictures_it_was_trained_on_and_whoever_does_not_is_believed(run_folder, name, tmp_path):
+    config, state = checkpoint.load(run_folder / name)
+    painter = Painter.open(run_folder / name)
+    assert painter.trained_on == len(reference.load(config.data).pixels)
+    checkpoint.slim(run_folder / name, tmp_path / "slim.pth")
+    assert Painter.open(tmp_path / "slim.pth").trained_on is None
+    kept = {k: state[k] for k in ("model", "ema", "step")}
+    checkpoint.save(tmp_path / "odd.pth", config, **kept, train_images=torch.zeros(3))
+    assert Painter.open(tmp_path / "odd.pth").trained_on is None
 
 
 @pytest.mark.parametrize(("split", "labels"), [("val", "given"), ("train", "given"), ("photos", "none")])

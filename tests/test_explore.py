@@ -163,7 +163,8 @@ def test_a_lesson_with_data_of_its_own_looks_at_no_other(lab, monkeypatch, name)
 
 def test_the_photos_are_those_that_the_run_trained_on_and_those_it_held_out(lab):
     """As main.py draws and splits them, from the data's own seed."""
-    lab = replace(lab, config=override(lab.config, {"data.seed": 5, "data.count": 10}))
+    config = override(lab.config, {"data.seed": 5, "data.count": 10})
+    lab = replace(lab, config=config, trained_on=8)
     drawn, _ = textiles.draw(10, 5, (16, 16))
     images = sources.load("textiles", size=(16, 16), channels=3, count=10, seed=5)
     assert (images.pixels == drawn).all()
