@@ -26,7 +26,7 @@ def test_the_shadow_follows_the_formula_with_ratio_warmup():
 
 def test_the_first_update_is_mostly_the_model_and_late_ones_mostly_the_shadow():
     model = line(0.0)
-    ema = EMA(model, decay=0.9999)
+    ema = EMA(model)
     nn.init.constant_(model.weight, 1.0)
     ema.update(model)
     assert ema.model.weight.item() == pytest.approx(0.9)
@@ -85,6 +85,7 @@ def test_a_skipped_update_leaves_the_shadow_bit_for_bit():
 
 def test_the_shadow_has_no_gradient_and_is_in_eval_mode():
     ema = EMA(nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
+    ema.update(nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
     assert not ema.model.training and not any(p.requires_grad for p in ema.model.parameters())
 
 

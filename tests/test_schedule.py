@@ -59,6 +59,13 @@ def test_a_schedule_that_keeps_too_much_signal_warns():
         linear(590)
 
 
+@pytest.mark.parametrize("make", [lambda: linear(50), lambda: cosine(40, max_beta=0.3)])
+def test_the_warning_names_the_line_that_asked_for_the_schedule(make):
+    with pytest.warns(UserWarning) as told:
+        make()
+    assert told[0].filename == __file__ and told[0].lineno == make.__code__.co_firstlineno
+
+
 @pytest.mark.parametrize("make", [linear, cosine, lambda: linear(50, 1e-4, 0.3), lambda: linear(595)])  # 4.9 %
 def test_a_schedule_that_ends_in_noise_does_not_warn(make, recwarn):
     make()
