@@ -160,6 +160,28 @@ def test_bogacki_shampine_is_third_order():
     assert integrate(lambda x, u: u * x, there, 1.0, 0.0, tol=1e-8)[0].item() == pytest.approx(1, abs=1e-6)
 
 
+def places(f, tol):
+    """Where the solver looks at f(u) on its way from 0 to 1."""
+    seen = []
+    integrate(lambda x, u: seen.append(u) or x * 0 + f(u), torch.zeros(1, 1, dtype=torch.float64), 0.0, 1.0, tol)
+    return seen
+
+
+def test_a_step_is_accepted_by_its_distance_to_the_second_order_and_the_next_aims_a_little_below_tol():
+    """x' = u²: the third order says 1/3, which is right, the embedded second order 3/8: the estimate is 1/24."""
+    assert places(lambda u: u**2, 1.001 / 24) == [0, 0.5, 0.75, 1]
+    rejected = places(lambda u: u**2, 0.999 / 24)
+    h = 0.9 * 0.999 ** (1 / 3)
+    assert rejected[:7] == pytest.approx([0, 0.5, 0.75, 1, h / 2, 3 * h / 4, h])
+    assert rejected[7:] == pytest.approx([h + (1 - h) / 2, h + 3 * (1 - h) / 4, 1])  # the rest of the way, and no more
+
+
+def test_steps_shrink_and_grow_by_no_more_than_a_factor_of_5():
+    """A wall at 0.18: steps of 1 and 1/5 meet it, one of 1/25 does not; the next may be 1/5 again."""
+    seen = places(lambda u: 1e9 * (u > 0.18), 1e-3)
+    assert seen[:13] == pytest.approx([0, 0.5, 0.75, 1, 0.1, 0.15, 0.2, 0.02, 0.03, 0.04, 0.14, 0.19, 0.24])
+
+
 def test_the_ode_goes_on_from_a_stop_with_the_slope_that_it_came_with():
     """Each stop costs the guess there, and no slope that is known already."""
     denoise, calls = counted(mixture(FINE))
@@ -213,11 +235,13 @@ def test_a_guess_that_never_changes_makes_every_order_the_same(sampler):
         assert_close(a.x, b.x, rtol=0, atol=1e-9)
 
 
-def test_pc_without_corrector_is_ddpm_with_the_large_variance():
+@pytest.mark.parametrize("corrector", [{"corrector_steps": 0}, {"snr": 0}])
+def test_pc_without_corrector_or_with_steps_of_no_length_is_ddpm_with_the_large_variance(corrector):
     x, levels = normal(2, 1, 3, 3), [1000, 600, 300, 50]
-    options = {"timesteps": levels}
-    a = list(pc(mixture(linear()), linear(), x, corrector_steps=0, noise_like=seeded(), **options))
-    b = list(ddpm(mixture(linear()), linear(), x, variance="large", noise_like=seeded(), **options))
+    noise = normal(2, 1, 3, 3)
+    options = {"timesteps": levels, "noise_like": lambda x: noise}  # in the corrector, too
+    a = list(pc(mixture(linear()), linear(), x, **corrector, **options))
+    b = list(ddpm(mixture(linear()), linear(), x, variance="large", **options))
     for one, two in zip(a, b):
         assert_close(one.x, two.x)
 
@@ -313,6 +337,14 @@ def test_wherever_it_stopped_the_ode_ends_in_the_guess_at_level_1_of_the_exact_p
     exact, _ = mixture(FINE)(transport(FINE, START, FINE.T, 1), 1)
     found = last(ode(mixture(FINE), FINE, START, timesteps=levels, tol=1e-4)).x
     assert_close(found, exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("stops", [[50], [50, 20], [50, 1]])
+def test_the_picture_of_the_ode_is_the_guess_at_level_1(stops):
+    """Below level 1 there is no network; on the way there it is asked at both neighbours of a place between levels."""
+    denoise, calls = counted(mixture(linear(50, 1e-3, 0.3)))
+    last(ode(denoise, linear(50, 1e-3, 0.3), START, timesteps=stops))
+    assert calls[0] == 50 and calls[-1] == 1 and min(calls) == 1
 
 
 def test_the_corrector_repairs_what_the_predictor_got_wrong():
