@@ -456,6 +456,14 @@ def test_peak_memory_is_the_high_water_mark_of_the_process_in_gib():
     assert machine.peak_memory(torch.device("cpu")) == pytest.approx(kib / 2**20, rel=0.05)
 
 
+def test_on_macos_the_system_counts_memory_in_bytes(monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("resource"), "getrusage", lambda _who: SimpleNamespace(ru_maxrss=3 * 2**30))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert machine.peak_memory(torch.device("cpu")) == 3
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert machine.peak_memory(torch.device("cpu")) == 3 * 2**10  # KiB
+
+
 def test_peak_memory_on_a_gpu_is_that_of_its_tensors_in_gib(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
     assert machine.peak_memory(torch.device("cuda", 1)) == 3
