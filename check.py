@@ -79,7 +79,7 @@ def noise(config):
     diffusion = config.diffusion
     process, first, last = diffusion.process, diffusion.beta_start, diffusion.beta_end
     yield process == "gaussian" or diffusion.T > 1, "diffusion.T", f"at least 2 with --diffusion.process {process}"
-    yield 0 < first < 1, "diffusion.beta_start", "a number between 0 and 1"
+    yield first > 0, "diffusion.beta_start", "a positive number"
     yield last < 1, "diffusion.beta_end", "less than 1"
     yield first <= last, "diffusion.beta_start", f"beta_start <= beta_end, which is {last:g}"
     if diffusion.schedule == "linear" and process != "edm":

@@ -51,7 +51,7 @@ OPTIONS = {  # command -> {option of its own: how its flag is declared}
 def parser():
     """The command line: one subcommand a kind of edit."""
     p = cli.Parser(prog="edit.py", description=__doc__.split("\n")[0])
-    commands = p.add_subparsers(dest="command", metavar="|".join(COMMANDS), required=True, parser_class=cli.Parser)
+    commands = p.add_subparsers(dest="command", metavar="|".join(COMMANDS), required=True)
     for name, command in COMMANDS.items():
         s = commands.add_parser(name, prog=f"edit.py {name}", help=command.__doc__.split("\n")[0])
         cli.add_checkpoint(s, draws=name != "invert")

@@ -97,7 +97,7 @@ MEASURES = {
 def parser():
     """The command line: one subcommand a measure."""
     p = cli.Parser(prog="evaluate.py", description=__doc__.split("\n")[0])
-    commands = p.add_subparsers(dest="command", metavar="|".join(MEASURES), required=True, parser_class=cli.Parser)
+    commands = p.add_subparsers(dest="command", metavar="|".join(MEASURES), required=True)
     for name, measure in MEASURES.items():
         s = commands.add_parser(name, prog=f"evaluate.py {name}", help=measure.work.__doc__.split("\n")[0])
         cli.add_checkpoint(s)

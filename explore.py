@@ -65,7 +65,7 @@ def parser():
     """The command line: one subcommand a lesson, and app."""
     p = cli.Parser(prog="explore.py", description=__doc__.split("\n")[0])
     names = [*LESSONS, "app"]
-    commands = p.add_subparsers(dest="lesson", metavar="|".join(names), required=True, parser_class=cli.Parser)
+    commands = p.add_subparsers(dest="lesson", metavar="|".join(names), required=True)
     for name, lesson in LESSONS.items():
         summary = inspect.getdoc(lesson).split("\n")[0]
         s = commands.add_parser(name, prog=f"explore.py {name}", help=summary, description=inspect.getdoc(lesson))

@@ -31,7 +31,7 @@ GRID = 400  # pictures in grid.png, at most
 def parser():
     """The command line: one subcommand a sampler."""
     p = cli.Parser(prog="generate.py", description=__doc__.split("\n")[0])
-    commands = p.add_subparsers(dest="sampler", metavar="|".join(SAMPLERS), required=True, parser_class=cli.Parser)
+    commands = p.add_subparsers(dest="sampler", metavar="|".join(SAMPLERS), required=True)
     for name, sampler in SAMPLERS.items():
         s = commands.add_parser(name, prog=f"generate.py {name}", help=sampler.__doc__.split("\n")[0])
         cli.add_checkpoint(s)

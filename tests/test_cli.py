@@ -501,15 +501,23 @@ def test_every_preset_passes_its_own_check():
 BOUNDS = [  # a field of the preset smoke, the last value that works, the first that does not
     ("data.count", 1, 0),
     ("data.seed", 0, -1),
+    ("data.channels", 4, 2),
+    ("data.val_fraction", 0.01, 0.0),
+    ("data.val_fraction", 0.99, 1.0),
+    ("data.size", (8, 16), (8, 16, 16)),
+    ("data.size", (16, 16), (16, 15)),
     ("model.heads", 4, 7),
     ("model.dropout", 0.0, -0.1),
+    ("model.dropout", 0.99, 1.0),
     ("model.num_res_blocks", 1, 0),
     ("model.mid_blocks", 0, -1),
     ("model.decoder_blocks", (2, 0), (3, 0)),
+    ("model.decoder_blocks", (), (2,)),
     ("model.num_classes", 0, -1),
     ("model.channels", 2**16, 2**16 + 4),
     ("data.size", (16, 16), (16, 2**17)),
     ("diffusion.beta_start", 1e-6, 0.0),
+    ("diffusion.beta_start", 0.3, 0.31),  # more than beta_end
     ("diffusion.beta_end", 0.9, 1.0),
     ("diffusion.min_snr_gamma", 0.1, 0.0),
     ("train.epochs", 1, -1),
@@ -518,14 +526,18 @@ BOUNDS = [  # a field of the preset smoke, the last value that works, the first 
     ("train.max_skips", 1, 0),
     ("train.val_images", 4, 3),  # one in each quarter of the timesteps
     ("train.distance_images", 2, 1),
+    ("train.distance_images", 0, -1),
+    ("train.lr", 1e-9, 0.0),
     ("train.warmup_steps", 0, -1),
     ("train.clip_norm", 0.0, -0.1),
     ("train.ema_decay", 0.0, -0.1),
+    ("train.ema_decay", 0.9999, 1.0),
     ("train.label_dropout", 0.0, -0.1),
     ("train.label_dropout", 0.99, 1.0),  # no class would be learned
     ("sample.n", 1, 0),
     ("sample.guidance", 1.0, -0.5),
     ("sample.steps", 1, 0),
+    ("sample.steps", 50, 51),  # of 50 timesteps
     ("sample.eta", 0.0, -0.1),
     ("sample.eta", 1.0, 1.1),
 ]
@@ -540,6 +552,17 @@ def test_a_bound_lies_where_it_should_and_the_message_names_its_flag(name, works
 
 def test_settings_that_work_or_fail_together():
     check(override(PRESETS["smoke"], {"data.size": (4, 16), "train.distance_images": 2}))  # one side has a texture
+    small = {"data.size": (4, 4), "train.distance_images": 2}
+    check(override(PRESETS["smoke"], small | {"train.distance_features": "pixels"}))
+    check(override(PRESETS["smoke"], small | {"train.distance_images": 0}))
+    with pytest.raises(UserError, match=r"^--train\.distance_features random: expected pixels"):
+        check(override(PRESETS["smoke"], small))
+    check(override(PRESETS["smoke"], {"model.num_classes": 0, "train.label_dropout": 1.0}))  # no class to be learned
+    check(override(PRESETS["smoke"], {"diffusion.T": 2000, "diffusion.schedule": "cosine"}))  # its betas count not
+    steep = {"diffusion.T": 200, "diffusion.beta_end": 0.95}
+    left = np.log10(1 - np.linspace(PRESETS["smoke"].diffusion.beta_start, 0.95, 200)).sum()
+    with pytest.raises(UserError, match=rf"^--diffusion\.beta_end 0\.95: .*1e{left:.0f}$"):
+        check(override(PRESETS["smoke"], steep))
     one = {"diffusion.T": 1, "sample.steps": 1, "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}
     with pytest.raises(UserError, match=r"^--diffusion.zero_terminal_snr "):
         check(override(PRESETS["smoke"], one))
@@ -969,6 +992,48 @@ def test_solvers_count_their_network_evaluations_and_record_their_options(
     assert code == 0 and recorded.items() <= settings.items() and settings["steps"] == 6
     assert settings["evaluations"] == evaluations or (evaluations is None and settings["evaluations"] > 6)
     assert f"{settings['evaluations']} network evaluations" in out
+    what = "stages shown" if flags[0] == "ode" else "steps"
+    assert f"\n{flags[0]}, 6 {what}, cpu, fp32\n" in out
+    assert out.endswith(f"\n2 pictures, grid.png, strip.png in out/{flags[0]}\n")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        ("ddpm", "1..T (default: all T)"),
+        ("ddim", "1..T (default: the checkpoint's own)"),
+        ("ode", "it chooses its own steps"),
+    ],
+)
+def test_the_help_of_a_sampler_says_how_many_steps_it_takes(program, sampler, words):
+    code, out, _ = program("generate", sampler, "--help")
+    assert code == 0 and words in " ".join(out.split())
+
+
+def test_the_stages_shown_are_those_of_the_first_batch_and_only_those_asked_for():
+    def walk(numbers):  # each picture is as grey as its number, and darker with each step
+        x = torch.tensor([float(i) for i in numbers])[:, None, None, None].expand(-1, 3, 2, 2) / 8
+        return x, (Step(0, x - i / 32, x - i / 16) for i in (1, 2, 3)), []
+
+    args = argparse.Namespace(n=4, batch_size=2, precision="fp32")
+    painter, group = SimpleNamespace(finished=lambda x: x), Processes(0, 1, torch.device("cpu"))
+    batches, stages, _ = generate.sample(args, painter, group, walk, 3, {0, 2})
+    grey = {start: images[:, 0, 0, 0].tolist() for start, images in batches.items()}
+    level = lambda *values: [round(127.5 * (v + 1)) for v in values]  # noqa: E731
+    assert grey == {0: level(-3 / 32, 1 / 32), 2: level(5 / 32, 9 / 32)}
+    assert stages.keys() == {0, 2} and stages[0][1] is None
+    assert stages[0][0][:, 0, 0, 0].tolist() == level(0, 1 / 8)
+    assert stages[2][0][:, 0, 0, 0].tolist() == level(-1 / 16, 1 / 16)
+    assert stages[2][1][:, 0, 0, 0].tolist() == level(-1 / 8, 0)
+
+
+@pytest.mark.parametrize(("n", "batch_size", "shown"), [(20, 20, 16), (5, 3, 3), (2, 4, 2)])
+def test_a_film_shows_one_batch_of_16_at_most_and_no_padding(program, run_folder, n, batch_size, shown):
+    flags = ("-n", n, "--batch-size", batch_size, "--steps", 1, "--gif")
+    assert program("generate", "ddim", "--ckpt", run_folder, *flags)[0] == 0
+    with Image.open("out/ddim/denoising.gif") as film:
+        grid = pictures.grid(torch.zeros(shown, 3, 16, 16, dtype=torch.uint8))
+        assert film.size == (grid.shape[2], grid.shape[1])
 
 
 def test_a_folder_that_cannot_be_written_in_is_named_with_what_to_do(program, run_folder, monkeypatch):

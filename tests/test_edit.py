@@ -245,6 +245,11 @@ def test_a_picture_to_edit_takes_the_height_and_the_width_of_the_run(tmp_path):
     assert reference.open_picture(tmp_path / "a.png", (4, 6), 3).shape == (3, 4, 6)
 
 
+def test_a_picture_to_edit_that_is_not_there_is_not_called_unreadable(tmp_path):
+    with pytest.raises(UserError, match=r"a\.png: No such file or directory$"):
+        reference.open_picture(tmp_path / "a.png", (8, 8), 3)
+
+
 def test_a_picture_to_edit_is_opened_in_the_formats_of_the_training_data_alone(tmp_path):
     """Whatever it is called: a decoder that nobody needs is one more way in."""
     for kind in ("TIFF", "PPM", "EPS"):

@@ -160,6 +160,9 @@ def test_of_a_thousand_classes_a_wrong_label_names_the_first_and_the_nearest():
     ) as e:
         painter.find_label("class99x")
     assert str(e.value).endswith("19 class19, ...")
+    few = Painter(None, PRESETS["smoke"], None, tuple(f"class{i}" for i in range(20)), "cpu")
+    with pytest.raises(UserError, match=r"19 class19$"):  # all of them
+        few.find_label("x")
 
 
 def test_pictures_without_a_label_are_drawn_without_guidance():

@@ -288,7 +288,7 @@ def test_a_run_writes_everything_it_promises(run_folder):
         with Image.open(png) as image:
             image.load()
     best, state = checkpoint.load(run_folder / "best.pth")
-    assert best == PRESETS["smoke"] and len(state["classes"]) == 12
+    assert best == PRESETS["smoke"] and len(state["classes"]) == 12 and "optimizer" not in state
     assert last(run_folder)["best"] == min(float(r["val_loss"]) for r in rows)
 
 
@@ -437,6 +437,10 @@ def test_each_curve_bears_its_own_name(monkeypatch, tmp_path):
     drawn = {line.get_label(): line.get_ydata()[0] for axes in figures[0].axes for line in axes.get_lines()}
     quarters = {"t in the first quarter (little noise)": 1, "second": 2, "third": 3, "last (nearly all noise)": 4}
     assert drawn == {"train": 5, "validation (EMA)": 6, **quarters}
+    titles = ["loss", "validation loss by quarter of t"]
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in figures[0].axes] == [
+        (t, "optimiser step") for t in titles
+    ]
 
 
 def test_the_film_of_the_strips_goes_forward(tmp_path):
@@ -894,7 +898,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 def test_every_process_knows_what_the_main_one_saved():
     t = small(group=Processes(1, 1, torch.device("cpu")))
     t.fit()
-    assert t.saved == 4
+    assert t.saved == 4 and not [*t.folder.glob("*.pth"), *t.folder.glob("samples/s*")]
 
 
 def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_still_loads(program, monkeypatch, tmp_path):
@@ -928,7 +932,7 @@ def test_a_run_folder_that_vanishes_stops_with_one_line(program, monkeypatch):
 
 def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(monkeypatch):
     t = small(**{"train.steps": 8})
-    losses = iter([0.5, 0.3, 0.4, 0.6])
+    losses = iter([0.5, 0.3, 0.3, 0.6])  # of two that are equal, the first
     monkeypatch.setattr(examine, "validate", lambda _: {"val_loss": next(losses), **dict.fromkeys(views.QUARTERS, 1.0)})
     t.fit()
     assert checkpoint.load(t.folder / "best.pth")[1]["step"] == 4
@@ -1013,6 +1017,12 @@ def test_the_film_of_the_strips_has_the_size_of_the_newest(tmp_path):
         assert film.size == (8, 4) and film.n_frames == 2
 
 
+def test_without_strips_there_is_no_film(tmp_path):
+    (tmp_path / "samples").mkdir()  # their owner tidied them away
+    views.animate_strips(tmp_path)
+    assert not list((tmp_path / "samples").iterdir())
+
+
 BAR = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
 
 
@@ -1074,11 +1084,11 @@ def test_one_picture_that_was_exchanged_is_noticed():
 
 def test_the_bar_shows_the_mean_loss_and_where_it_is_and_only_that_of_the_first_process(monkeypatch):
     t, said = small(), []
-    t.step = 3
+    t.step, t.clock_step, t.clock = 3, 1, 100.0
     t.sums.copy_(torch.tensor([6.0, 0.0, 4.0]))
-    t._start_clock()
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: 100.5)  # 2 steps of 4 images in half a second
     t._look(SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text)))
-    assert said[0].startswith("loss 1.5000, ")
+    assert said[0] == "loss 1.5000, lr 1.0e-03, 16 images/s"
     t.sums.zero_()
     t._look(SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text)))
     assert said[1].startswith("loss nan, ")  # no step since: all were skipped
