@@ -580,7 +580,13 @@ def test_a_schedule_of_one_level_is_tried_trained_and_used(program):
 
 def test_a_dry_run_compares_a_few_pictures_only():
     assert main.shrink(override(PRESETS["smoke"], {"train.distance_images": 100})).train.distance_images == 8
-    assert main.shrink(PRESETS["smoke"]).train.distance_images == 0
+    short = main.shrink(PRESETS["smoke"])
+    assert (short.train.distance_images, short.sample.steps, short.sample.n) == (0, 2, PRESETS["smoke"].sample.n)
+
+
+def test_without_flags_a_new_run_of_the_default_preset_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main.configure(main.parser().parse_args([])) == (PRESETS["textiles"], None, Path("ckpt/textiles"))
 
 
 def test_the_least_that_a_linear_schedule_may_leave_still_computes():
@@ -1187,12 +1193,14 @@ def test_a_folder_with_any_checkpoint_is_not_trained_into(program, run_folder, t
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "loss.png", "samples/data.png"])
 def test_what_no_run_has_written_is_not_replaced(program, tmp_path, name):
+    """Nor is --resume sent on to a start that would be refused."""
     (tmp_path / "run/samples").mkdir(parents=True) if "/" in name else (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
-    code, _, err = program("main", *SMOKE, "--out", "run")
-    assert code == 2 and err.startswith(
-        f"error: run/{name.split('/')[0]} was not written by a run, and would be replaced"
-    ), err
+    for flags in (SMOKE, ["--resume"]):
+        code, _, err = program("main", *flags, "--out", "run")
+        assert code == 2 and err.startswith(
+            f"error: run/{name.split('/')[0]} was not written by a run, and would be replaced"
+        ), err
     assert [p.read_text() for p in (tmp_path / "run").rglob("*") if p.is_file()] == ["mine"]
 
 

@@ -769,7 +769,9 @@ def test_the_figure_does_not_depend_on_the_batch_size(program, run_folder):
 
 
 def test_bpd_adds_up_by_term_and_by_t(program, run_folder):
-    _, _, report = measure(program, run_folder, "bpd", "-n", 4, "--levels", 10)
+    out, _, report = measure(program, run_folder, "bpd", "-n", 4, "--levels", 10)
+    assert out.startswith(f"{run_folder / 'best.pth'}: preset smoke, step ") and ", cpu\n" in out
+    assert "\nprotocol  " in out and out.endswith("\nwritten   o/bpd.json\n")
     figures = report["figures"]
     assert figures["bits_per_dim"] == pytest.approx(figures["L_0"] + figures["L_t"] + figures["L_T"])
     rows = [line.split(",") for line in Path("o/by_t.csv").read_text().split()[1:]]
